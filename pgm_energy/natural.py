@@ -1,0 +1,110 @@
+"""Natural parameters of a block of units: the one quantity that every derivation uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pgm_energy.sites import Real, Site
+
+if TYPE_CHECKING:
+    from pgm_energy.energy import EnergyModel
+
+__all__ = ["Natural", "derive_natural_parameters", "select"]
+
+Values = Mapping[str, Any]
+
+
+class Natural(NamedTuple):
+    """Natural parameters of a block of units given everything else.
+
+    The energy is ``rest - <eta, T(x_block)>`` (real units: ``+ x'Lx/2``), with ``T`` the
+    encoding of the site.
+
+    Attributes
+    ----------
+    eta
+        Shape of the encoded block, nats.
+    precision
+        L for real units, one value per unit or a matrix over the flattened block; else None.
+    rest
+        The part of the energy that does not depend on the block, nats, or None if not known.
+    """
+
+    eta: jax.Array
+    precision: jax.Array | None = None
+    rest: jax.Array | None = None
+
+    def energy(self, site: Site, block: jax.Array) -> jax.Array | None:
+        """Energy (nats) with the raw values ``block`` in place; None if ``rest`` is not known."""
+        if self.rest is None:
+            return None
+        encoded = site.encode(block)
+        if isinstance(site, Real) and self.precision is not None:
+            return self.rest - site.quadratic(encoded, self.eta, self.precision)
+        return self.rest - jnp.sum(self.eta * encoded)
+
+
+def select(array: jax.Array, site: Site, index: jax.Array | None) -> jax.Array:
+    """Return the rows of an encoded or raw site-shaped array that belong to flat units."""
+    if index is None:
+        return array
+    return array.reshape((site.size,) + array.shape[len(site.shape) :])[index]
+
+
+def derive_natural_parameters(
+    model: EnergyModel,
+    name: str,
+    values: Values,
+    index: jax.Array | None = None,
+    *,
+    coupled: bool | None = None,
+) -> Natural:
+    """Return the natural parameters of a block by differentiating the energy.
+
+    Notes
+    -----
+    One gradient of the energy; real units cost one Hessian-vector product more, and where they
+    are coupled one per unit.
+    """
+    site = model.sites[name]
+    encoded = model.encode(values)
+    current = encoded[name]
+
+    def energy(x: jax.Array) -> jax.Array:
+        return model.energy(**{**encoded, name: x})
+
+    if site.is_discrete:
+        value, gradient = jax.value_and_grad(energy)(current)
+        eta = select(-gradient, site, index)
+        rest = value + jnp.sum(eta * select(current, site, index))
+        return Natural(eta, None, rest)
+
+    if coupled is None:
+        coupled = isinstance(site, Real) and site.coupled
+    block = select(current, site, index)
+    value = energy(current)
+    if coupled:
+
+        def embed(x: jax.Array) -> jax.Array:
+            if index is None:
+                return x.reshape(current.shape)
+            return current.reshape(-1).at[index].set(x).reshape(current.shape)
+
+        flat = block.reshape(-1)
+        gradient = jax.grad(lambda x: energy(embed(x)))(flat)
+        precision = jax.hessian(lambda x: energy(embed(x)))(flat)
+        eta = (precision @ flat - gradient).reshape(block.shape)
+    else:
+        ones = jnp.ones_like(current)
+        if index is not None:
+            ones = jnp.zeros(site.size, current.dtype).at[index].set(1.0).reshape(current.shape)
+        gradient, curvature = jax.jvp(jax.grad(energy), (current,), (ones,))
+        precision = select(curvature, site, index)
+        eta = precision * block - select(gradient, site, index)
+    assert isinstance(site, Real)
+    rest = value + site.quadratic(block, eta, precision)
+    return Natural(eta, precision, rest)

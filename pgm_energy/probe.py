@@ -1,0 +1,549 @@
+"""The exam of an energy: who interacts with whom, and whether a block may be drawn at once.
+
+Everything is probed in float64 at parameters in general position (``model.generic``) and at
+random *raw* configurations, once per structure. What licenses a step of the sampler is the
+identity ``E(x') - E(x) = -<eta, T(x') - T(x)>`` with the whole block redrawn; second derivatives
+only propose, because energies written with ``==``, ``where``, ``abs`` or indexing pass them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pgm_energy._struct import StaticArray, is_concrete
+from pgm_energy.natural import derive_natural_parameters, select
+from pgm_energy.sites import Real, Site
+
+if TYPE_CHECKING:
+    from pgm_energy.energy import EnergyModel
+
+__all__ = ["Probe", "as_index", "eager_float64", "probe", "require_block", "structure_key"]
+
+#: Largest relative residual of a right step (measured: up to 2e-14) with a wide margin.
+TOLERANCE = 1e-9
+NUM_PROBES = 512
+#: Encoded size up to which a site's Hessian is computed densely.
+DENSE_LIMIT = 4096
+_CACHE_SIZE = 128
+
+Raw = dict[str, np.ndarray]
+
+
+@contextlib.contextmanager
+def eager_float64() -> Iterator[None]:
+    """Evaluate at once and in float64, also while a caller is being traced."""
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        yield
+
+
+def structure_key(model: EnergyModel) -> Any:
+    """Return a hashable description of a structure: class, static fields, leaf shapes."""
+    leaves, treedef = jax.tree.flatten(model)
+    return treedef, tuple((jnp.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
+
+
+_CACHE: OrderedDict[Any, Probe] = OrderedDict()
+
+
+def probe(model: EnergyModel) -> Probe:
+    """Return the (cached) exam of this model's structure."""
+    key = structure_key(model)
+    if key not in _CACHE:
+        _CACHE[key] = Probe(model)
+        while len(_CACHE) > _CACHE_SIZE:
+            _CACHE.popitem(last=False)
+    _CACHE.move_to_end(key)
+    return _CACHE[key]
+
+
+def random_values(sites: dict[str, Site], num: int, rng: np.random.Generator) -> Raw:
+    """Return ``num`` random raw configurations that reach the corners.
+
+    The frequencies of a site's states are drawn per probe from a Dirichlet(1/2), so that nearly
+    constant configurations occur; the scale of real sites is log-uniform from 0.1 to 1000.
+    """
+    values = {}
+    for name, site in sites.items():
+        if site.is_discrete:
+            weights = rng.dirichlet(np.full(len(site.states), 0.5), size=num)
+            edges = np.cumsum(weights, axis=-1)[:, :-1].astype(np.float32)
+            uniform = rng.random((num, site.size), dtype=np.float32)
+            state = np.zeros((num, site.size), dtype=np.int32)
+            for k in range(edges.shape[1]):
+                state += uniform > edges[:, k, None]
+            values[name] = site.states[state].reshape(num, *site.shape)
+        else:
+            scale = 10.0 ** rng.uniform(-1.0, 3.0, size=(num,) + (1,) * len(site.shape))
+            values[name] = scale * rng.standard_normal((num, *site.shape))
+    return values
+
+
+def _visit_all_states(sites: dict[str, Site], values: Raw) -> None:
+    """Overwrite with every joint state, in turn, where there are not more states than probes."""
+    num = len(next(iter(values.values())))
+    cards = [len(s.states) for s in sites.values() if s.is_discrete for _ in range(s.size)]
+    if not cards or sum(np.log2(cards)) > np.log2(num):
+        return
+    digits = np.stack(np.unravel_index(np.arange(num) % int(np.prod(cards)), cards), axis=-1)
+    start = 0
+    for name, site in sites.items():
+        if site.is_discrete:
+            chosen = digits[:, start : start + site.size]
+            values[name] = site.states[chosen].reshape(num, *site.shape)
+            start += site.size
+
+
+def interior_point(sites: dict[str, Site], rng: np.random.Generator) -> Raw:
+    """Return encoded values inside the hull of the support, where no product vanishes."""
+    point = {}
+    for name, site in sites.items():
+        if not site.is_discrete:
+            point[name] = rng.standard_normal(site.shape)
+        elif site.event:
+            point[name] = rng.dirichlet(np.ones(site.event[0]), size=site.shape)
+        else:
+            low = float(site.states[0])
+            point[name] = rng.uniform(low, 1.0, site.shape)
+    return point
+
+
+class Verdict(NamedTuple):
+    """Worst relative residual of the identity behind a step, and the row of blocks it is in."""
+
+    residual: float
+    row: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the step may be sampled."""
+        return self.residual <= TOLERANCE
+
+
+@functools.partial(jax.jit, static_argnames=("name", "kind", "coupled", "chunk"))
+def _residuals(
+    model: EnergyModel,
+    old: Raw,
+    new: Any,
+    index: Any,
+    mask: Any,
+    *,
+    name: str,
+    kind: str,
+    coupled: bool,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Relative residual of the identity per probe, and the energies."""
+    site = model.sites[name]
+
+    def energy(values: Any) -> jax.Array:
+        return model.energy(**model.encode(values))
+
+    def one(args: Any) -> tuple[jax.Array, jax.Array]:
+        old, redraw, index, mask = args
+        natural = (
+            derive_natural_parameters(model, name, old, index, coupled=True)
+            if coupled
+            else model.natural_parameters(name, old, index)
+        )
+        present = select(old[name], site, index)
+        if index is None:
+            block, after = redraw, redraw
+        else:
+            block = jnp.where(mask, redraw[index], present)
+            position = jnp.where(mask, index, site.size)
+            after = old[name].reshape(-1).at[position].set(block, mode="drop")
+        start, end = energy(old), energy({**old, name: after.reshape(site.shape)})
+        t_start, t_end = site.encode(present), site.encode(block)
+        delta = t_end - t_start
+        if isinstance(site, Real):
+            precision = natural.precision
+            if coupled or site.is_matrix(natural.eta, precision):
+                linear = site.quadratic(t_end, natural.eta, precision) - site.quadratic(
+                    t_start, natural.eta, precision
+                )
+            else:
+                linear = jnp.sum(
+                    natural.eta * delta - 0.5 * precision * (t_end**2 - t_start**2)
+                )
+        else:
+            linear = jnp.sum(natural.eta * delta)
+            if kind == "sequential":
+                couplings = model.block_couplings(name, index)
+                inside = jnp.tensordot(couplings, delta, axes=delta.ndim)
+                linear += 0.5 * jnp.sum(inside * delta)
+        scale = jnp.maximum(1.0, jnp.maximum(jnp.abs(start), jnp.abs(end)))
+        scale = jnp.maximum(scale, jnp.sum(jnp.abs(natural.eta * delta)))
+        residual = jnp.abs(end - start + linear) / scale
+        if natural.rest is not None and (index is None or kind == "joint"):
+            known = natural.rest - jnp.sum(natural.eta * t_start)
+            if isinstance(site, Real):
+                known = natural.rest - site.quadratic(t_start, natural.eta, natural.precision)
+            known_residual = jnp.abs(known - start) / scale
+            residual = jnp.maximum(residual, jnp.where(jnp.all(mask), known_residual, 0.0))
+        return residual, start
+
+    return jax.lax.map(one, (old, new, index, mask), batch_size=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("chunk",))
+def _energies(model: EnergyModel, values: Raw, *, chunk: int) -> jax.Array:
+    return jax.lax.map(lambda v: model.energy(**model.encode(v)), values, batch_size=chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("name",))
+def _curvature_along(model: EnergyModel, point: Raw, direction: Any, *, name: str) -> jax.Array:
+    """Hessian of a site's own units times a direction, at an encoded point."""
+
+    def energy(x: jax.Array) -> jax.Array:
+        return model.energy(**{**point, name: x})
+
+    return jax.jvp(jax.grad(energy), (point[name],), (direction,))[1]
+
+
+@functools.partial(jax.jit, static_argnames=("names",))
+def _joint_hessian(model: EnergyModel, point: Raw, *, names: tuple[str, ...]) -> jax.Array:
+    """Dense Hessian over the encoded units of some sites."""
+    shapes = [model.sites[name].encoded_shape for name in names]
+    sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+
+    def energy(flat: jax.Array) -> jax.Array:
+        parts = jnp.split(flat, sizes)
+        own = {n: p.reshape(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        return model.energy(**{**point, **own})
+
+    flat = jnp.concatenate([jnp.ravel(point[name]) for name in names])
+
+    def column(direction: jax.Array) -> jax.Array:
+        return jax.jvp(jax.grad(energy), (flat,), (direction,))[1]
+
+    return jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=32)
+
+
+class Probe:
+    """One structure under examination. Use :func:`probe`, which caches it."""
+
+    def __init__(self, model: EnergyModel) -> None:
+        self.owner = type(model).__name__
+        self.sites = model.sites
+        if not self.sites:
+            raise ValueError(f"{self.owner} has no sites")
+        with eager_float64():
+            self.model = model.generic(jax.random.key(20))
+        encoded = sum(int(np.prod(site.encoded_shape)) for site in self.sites.values())
+        self.chunk = int(np.clip(2**21 // encoded, 1, 128))
+        # a large site has many units per probe, and a gigabyte of probes helps nobody
+        self.num_probes = int(np.clip(2**26 // encoded, 32, NUM_PROBES))
+        rng = np.random.default_rng(7)
+        self.values = random_values(self.sites, self.num_probes, rng)
+        _visit_all_states(self.sites, self.values)
+        self.redraws = random_values(self.sites, self.num_probes, rng)
+        self.points = [interior_point(self.sites, rng) for _ in range(4)]
+        self._rng = rng
+        self._cache: dict[Any, Any] = {}
+        self._check_energies()
+
+    def _check_energies(self) -> None:
+        with eager_float64():
+            shape = jax.eval_shape(lambda m, v: m.energy(**m.encode(v)), self.model, self._first())
+            if shape.shape != ():
+                raise ValueError(
+                    f"the energy of {self.owner} must be a scalar per configuration, "
+                    f"got shape {shape.shape}"
+                )
+            energies = np.asarray(_energies(self.model, self.values, chunk=self.chunk))
+        if np.isnan(energies).any():
+            worst = int(np.argmax(np.isnan(energies)))
+            raise ValueError(
+                f"the energy of {self.owner} is NaN at a configuration inside the support of its "
+                f"sites (probe {worst} of {len(energies)}); an energy is a finite number everywhere"
+            )
+
+    def _first(self) -> Raw:
+        return {name: value[0] for name, value in self.values.items()}
+
+    # ---- verification: what licenses a step -------------------------------------------------
+
+    def verdict(
+        self,
+        name: str,
+        index: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        *,
+        kind: str = "joint",
+        coupled: bool = False,
+    ) -> Verdict:
+        """Return how well the identity behind a step holds.
+
+        Parameters
+        ----------
+        name
+            The site.
+        index, mask
+            Flat units of each block, ``(num_blocks, width)``, and False where a row is padded;
+            None for the whole site as one block.
+        kind
+            ``joint`` or ``sequential``.
+        coupled
+            Whether real units of the block are drawn from one multivariate normal.
+        """
+        key = (
+            name,
+            None if index is None else StaticArray(index),
+            None if mask is None else StaticArray(mask),
+            kind,
+            coupled,
+        )
+        if key not in self._cache:
+            self._cache[key] = self._examine(name, index, mask, kind, coupled)
+        return self._cache[key]
+
+    def _examine(
+        self,
+        name: str,
+        index: np.ndarray | None,
+        mask: np.ndarray | None,
+        kind: str,
+        coupled: bool,
+    ) -> Verdict:
+        num = self.num_probes
+        rows = np.zeros(num, dtype=int)
+        take = np.arange(num)
+        index_rows: Any = None
+        mask_rows: Any = np.ones(num, dtype=bool)
+        if index is not None:
+            num = max(num, len(index))
+            rows = np.arange(num) % len(index)
+            # every block meets different configurations
+            take = (np.arange(num) + np.arange(num) // self.num_probes) % self.num_probes
+            index_rows = index[rows]
+            mask_rows = np.ones(index_rows.shape, bool) if mask is None else mask[rows]
+        old = {site: value[take] for site, value in self.values.items()}
+        new = self.redraws[name][take]
+        if index is not None:
+            new = new.reshape(num, -1)
+        with eager_float64():
+            residuals, energies = _residuals(
+                self.model,
+                old,
+                new,
+                index_rows,
+                mask_rows,
+                name=name,
+                kind=kind,
+                coupled=coupled,
+                chunk=self.chunk,
+            )
+        residuals = np.nan_to_num(np.asarray(residuals), nan=np.inf)
+        # an infinite energy (a hard constraint) has no differences: judged by the rest
+        residuals = np.where(np.isfinite(np.asarray(energies)), residuals, np.inf)
+        worst = int(np.argmax(residuals))
+        return Verdict(float(residuals[worst]), int(rows[worst]))
+
+    # ---- structure: what is proposed --------------------------------------------------------
+
+    def independent(self, name: str) -> bool:
+        """Whether second derivatives propose that no two units of the site interact."""
+        key = ("independent", name)
+        if key not in self._cache:
+            site, rng = self.sites[name], np.random.default_rng(11)
+            answer = True
+            for point in self.points:
+                first, second = (rng.uniform(0.5, 1.5, site.encoded_shape) for _ in range(2))
+                with eager_float64():
+                    one = np.asarray(_curvature_along(self.model, point, first, name=name))
+                    two = np.asarray(_curvature_along(self.model, point, second, name=name))
+                if not site.is_discrete:  # a diagonal Hessian gives the same ratio twice
+                    one, two = one / first - two / second, np.zeros(())
+                if not (np.abs(one).max() < TOLERANCE and np.abs(two).max() < TOLERANCE):
+                    answer = False
+                    break
+            self._cache[key] = answer
+        return self._cache[key]
+
+    def adjacency(self, name: str) -> np.ndarray | None:
+        """Return which units interact, from dense Hessians; None if the site is too large."""
+        site = self.sites[name]
+        if int(np.prod(site.encoded_shape)) > DENSE_LIMIT:
+            return None
+        key = ("adjacency", name)
+        if key not in self._cache:
+            width = int(np.prod(site.event)) if site.event else 1
+            found = np.zeros((site.size, site.size), dtype=bool)
+            points = self.points if site.size * width <= 512 else self.points[:2]
+            for point in points:
+                with eager_float64():
+                    hessian = np.asarray(_joint_hessian(self.model, point, names=(name,)))
+                size = np.abs(np.nan_to_num(hessian, nan=np.inf))
+                blocks = size.reshape(site.size, width, site.size, width).max(axis=(1, 3))
+                found |= blocks > TOLERANCE
+            self._cache[key] = found | found.T
+        return self._cache[key]
+
+    def sites_interact(self, first: str, second: str) -> bool:
+        """Whether redrawing one site changes what redrawing the other costs (no derivatives)."""
+        key = ("sites", first, second)
+        if key not in self._cache:
+            num = min(64, self.num_probes)
+            base = {name: value[:num] for name, value in self.values.items()}
+            new = {name: value[:num] for name, value in self.redraws.items()}
+            corners = [
+                base,
+                {**base, first: new[first]},
+                {**base, second: new[second]},
+                {**base, first: new[first], second: new[second]},
+            ]
+            with eager_float64():
+                e = [
+                    np.asarray(_energies(self.model, corner, chunk=self.chunk))
+                    for corner in corners
+                ]
+            scale = np.maximum(1.0, np.max(np.abs(e), axis=0))
+            mixed = np.abs(e[3] - e[1] - e[2] + e[0]) / scale
+            self._cache[key] = not bool((mixed <= TOLERANCE).all())
+        return self._cache[key]
+
+    # ---- explanations -----------------------------------------------------------------------
+
+    def explain(self, name: str, units: np.ndarray | None) -> str:
+        """Say which units of a failing block interact, or which unit is not affine."""
+        site = self.sites[name]
+        chosen = np.arange(site.size) if units is None else np.asarray(units)
+        adjacency = self.adjacency(name)
+        if adjacency is not None:
+            pairs = np.argwhere(np.triu(adjacency[np.ix_(chosen, chosen)], 1))
+            if len(pairs):
+                i, j = (self.unit_name(name, int(chosen[k])) for k in pairs[0])
+                more = f" (one of {len(pairs)} such pairs)" if len(pairs) > 1 else ""
+                return f"{i} and {j} interact{more}"
+        rows = chosen[:, None]
+        alone = self.verdict(name, rows.astype(np.int32))
+        if not alone.holds:
+            unit = self.unit_name(name, int(chosen[alone.row]))
+            what = "affine" if site.is_discrete else "quadratic"
+            return f"the energy is not {what} in {unit} (relative residual {alone.residual:.2g})"
+        return f"its units interact, {self.unit_name(name, int(chosen[0]))} among them"
+
+    def unit_name(self, name: str, unit: int) -> str:
+        """Return a readable name of a unit."""
+        shape = self.sites[name].shape
+        place = np.unravel_index(unit, shape) if shape else ()
+        text = ", ".join(str(int(i)) for i in place)
+        return f"{name}[{text}]" if shape else name
+
+
+def require_block(model: EnergyModel, name: str, units: np.ndarray | None) -> bool:
+    """Refuse a block that cannot be drawn at once; return whether it is one coupled normal.
+
+    Raises
+    ------
+    ValueError
+        Naming site, units and the worst residual.
+    """
+    exam = probe(model)
+    site = exam.sites[name]
+    index = None if units is None else units[None, :].astype(np.int32)
+    whole = f"site {name!r}" if units is None else f"a block of {len(units)} units of {name!r}"
+    declared = isinstance(site, Real) and site.coupled
+    verdict = exam.verdict(name, index, coupled=declared)
+    coupled = declared
+    if not verdict.holds and isinstance(site, Real) and not declared:
+        coupled, verdict = True, exam.verdict(name, index, coupled=True)
+    if not verdict.holds:
+        reason = exam.explain(name, units)
+        advice = (
+            "give them different blocks, or leave the blocks to pgm_energy.blocks(model)"
+            if site.is_discrete
+            else "block Gibbs draws real units from a normal law; sample this site with NUTS"
+        )
+        raise ValueError(
+            f"{whole} of {exam.owner} cannot be drawn at once: {reason} "
+            f"(worst relative residual of the energy identity {verdict.residual:.2g}); {advice}"
+        )
+    if not site.is_discrete:
+        require_positive_definite(model)
+    return coupled
+
+
+def require_positive_definite(model: EnergyModel) -> None:
+    """Refuse a model whose energy is not convex over all its real units together.
+
+    Checked at the model's own parameters, at random values of the other sites; parameters that
+    are being traced cannot be looked at and pass.
+
+    Raises
+    ------
+    ValueError
+        Naming the site, the unit and the smallest eigenvalue.
+    """
+    exam = probe(model)
+    names = tuple(name for name, site in exam.sites.items() if not site.is_discrete)
+    total = sum(exam.sites[name].size for name in names)
+    if not names or total > DENSE_LIMIT or not is_concrete(model):
+        return
+    count = 16 if total <= 64 else 2
+    discrete = random_values(exam.sites, count, np.random.default_rng(3))
+    for i in range(count):
+        with eager_float64():
+            raw = {
+                name: value[i] if exam.sites[name].is_discrete else value[i] * 0.0
+                for name, value in discrete.items()
+            }
+            point = {name: np.asarray(value) for name, value in model.encode(raw).items()}
+            double = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), model)
+            hessian = np.asarray(_joint_hessian(double, point, names=names))
+        if not np.isfinite(hessian).all():
+            smallest, unit = np.nan, 0
+        else:
+            eigenvalues, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
+            smallest, unit = float(eigenvalues[0]), int(np.argmax(np.abs(vectors[:, 0])))
+            # rounding of float32 parameters cannot make a valid precision singular
+            if smallest > 1e-12 * max(1.0, float(eigenvalues[-1])):
+                continue
+        for name in names:
+            if unit < exam.sites[name].size:
+                break
+            unit -= exam.sites[name].size
+        raise ValueError(
+            f"the precision of the real sites {names} of {exam.owner} is not positive definite: "
+            f"smallest eigenvalue {smallest:.3g}, mostly in {exam.unit_name(name, unit)}; such a "
+            "density cannot be normalised: increase the precision or weaken the couplings"
+        )
+
+
+def as_index(site: Site, name: str, index: Any) -> np.ndarray:
+    """Return flat unit indices as a checked integer array (a mask of the site's shape works too).
+
+    Raises
+    ------
+    ValueError
+        If an index is out of range, repeated, or not an integer.
+    """
+    units = np.asarray(index.array if isinstance(index, StaticArray) else index)
+    if units.dtype == bool:
+        if units.shape != site.shape:
+            raise ValueError(
+                f"a mask for site {name!r} must have its shape {site.shape}, got {units.shape}"
+            )
+        units = np.flatnonzero(units)
+    if units.dtype.kind not in "iu" or units.ndim != 1 or units.size == 0:
+        raise ValueError(
+            f"the units of a block are a non-empty list of integers, got {index!r} for {name!r}"
+        )
+    outside = units[(units < 0) | (units >= site.size)]
+    if outside.size:
+        raise ValueError(
+            f"site {name!r} has units 0 to {site.size - 1}, got {int(outside[0])}"
+        )
+    if np.unique(units).size != units.size:
+        raise ValueError(f"a block of site {name!r} lists a unit twice: {index!r}")
+    return units.astype(np.int32)
+
+

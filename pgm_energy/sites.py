@@ -125,6 +125,11 @@ class Site(ABC):
         """Raw values that one unit can take. A real site has none."""
         raise TypeError(f"a {self.family} site has no list of states")
 
+    @property
+    def filler(self) -> float:
+        """A raw value inside the support, for places whose value does not matter."""
+        return float(self.states[0]) if self.is_discrete else 0.0
+
     @abstractmethod
     def encode(self, values: Any) -> jax.Array:
         """Return T(x): floating point, with a last dimension ``K`` if categorical."""

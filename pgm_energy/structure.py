@@ -23,7 +23,7 @@ from pgm_energy.probe import (
 )
 from pgm_energy.sites import Real, Site
 
-__all__ = ["Block", "Blocks", "Step", "blocks"]
+__all__ = ["Block", "Blocks", "Step", "blocks", "verify"]
 
 #: Above this share of interacting pairs a colouring gains nothing over a sequential sweep.
 DENSE_SHARE = 0.3
@@ -124,11 +124,14 @@ class Blocks:
         ``(name, site)`` of the model that it was made for.
     owner
         Name of the model's class.
+    structure
+        Of the model that it was verified for (class, static fields and leaf shapes).
     """
 
     groups: tuple[tuple[Step, ...], ...]
     sites: tuple[tuple[str, Site], ...]
     owner: str = "EnergyModel"
+    structure: Any = None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -246,6 +249,42 @@ def blocks(
     return schedule
 
 
+def verify(schedule: Blocks, model: EnergyModel) -> None:
+    """Refuse a schedule that does not hold for this model (made, say, for another class).
+
+    Raises
+    ------
+    ValueError
+        Naming the site whose step does not satisfy the energy identity.
+
+    Notes
+    -----
+    Free for the structure that the schedule was made for; otherwise probed once.
+    """
+    if schedule.structure == _structure(model):
+        return
+    exam = probe(model)
+    for step in schedule.steps:
+        if step.kind == "difference":
+            continue
+        rows = (None, None)
+        if step.index is not None and step.mask is not None:
+            rows = (step.index.array, step.mask.array)
+        kind = "joint" if rows[0] is None or rows[0].shape[1] == 1 else step.kind
+        found = exam.verdict(step.site, *rows, kind=kind, coupled=step.coupled)
+        if not found.holds:
+            raise ValueError(
+                f"these blocks were made for {schedule.owner} and are wrong for {exam.owner}: "
+                f"{step.describe()} at site {step.site!r} does not hold (worst relative residual "
+                f"{found.residual:.2g}); make new ones with blocks(model)"
+            )
+
+
+def _structure(model: EnergyModel) -> Any:
+    treedef, leaves = structure_key(model)
+    return treedef, tuple(shape for shape, _ in leaves)
+
+
 def _user_level() -> int:
     """Depth of the first caller outside this package, for warnings."""
     import inspect
@@ -283,7 +322,7 @@ def _by_hand(model: EnergyModel, exam: Probe, given: Sequence[str | Block]) -> B
             index = StaticArray(units[None, :])
             mask = StaticArray(np.ones((1, len(units)), dtype=bool))
         groups.append((Step(block.site, "joint", index, mask, coupled),))
-    return Blocks(tuple(groups), tuple(exam.sites.items()), exam.owner)
+    return Blocks(tuple(groups), tuple(exam.sites.items()), exam.owner, _structure(model))
 
 
 def _schedule(model: EnergyModel, exam: Probe) -> Blocks:
@@ -300,7 +339,10 @@ def _schedule(model: EnergyModel, exam: Probe) -> Blocks:
     for name in names:
         groups.setdefault(colours[name], []).append(steps[name])
     return Blocks(
-        tuple(tuple(group) for group in groups.values()), tuple(exam.sites.items()), exam.owner
+        tuple(tuple(group) for group in groups.values()),
+        tuple(exam.sites.items()),
+        exam.owner,
+        _structure(model),
     )
 
 

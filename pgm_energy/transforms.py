@@ -251,7 +251,7 @@ def condition(
             raise ValueError(f"free[{name!r}] must have shape {site.shape}, got {np.shape(mask)}")
         if concrete and not isinstance(mask, jax.core.Tracer):
             mask, array = np.asarray(mask, dtype=bool), np.asarray(value)
-            array = np.where(mask, _filler(site), array)
+            array = np.where(mask, site.filler, array)
             site.check(name, array)
             if not mask.any():
                 given[name] = site.encode(array)
@@ -259,7 +259,7 @@ def condition(
                 continue
             value = array
         else:
-            value = jnp.where(jnp.asarray(mask) > 0.5, _filler(site), value)
+            value = jnp.where(jnp.asarray(mask) > 0.5, site.filler, value)
         masks[name] = jnp.asarray(mask, dtype=jnp.result_type(float))
         partial[name] = site.encode(value)
     if len(given) == len(sites):
@@ -267,10 +267,6 @@ def condition(
     if not values:
         return model
     return Conditioned(model=model, given=given, partial=partial, free=masks)
-
-
-def _filler(site: Site) -> float:
-    return float(site.states[0]) if site.is_discrete else 0.0
 
 
 # ---- marginalize -----------------------------------------------------------------------------
@@ -344,7 +340,7 @@ def _natural_at(model: EnergyModel, name: str, encoded: Any, coupled: bool) -> N
     The site's own value does not enter (that is what was verified), so any will do.
     """
     site = model.sites[name]
-    reference = jnp.full(site.shape, _filler(site))
+    reference = jnp.full(site.shape, site.filler)
     values = {
         k: s.from_encoded(encoded[k]) if k in encoded else reference
         for k, s in model.sites.items()

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, derive_natural_parameters, select
 from pgm_energy.sites import Site
-from pgm_energy.structure import Block, Blocks, Step, blocks
+from pgm_energy.structure import Block, Blocks, Step, blocks, verify
 
-__all__ = ["GibbsInfo", "GibbsKernel", "gibbs_kernel"]
+__all__ = ["GibbsInfo", "GibbsKernel", "gibbs_kernel", "random_configuration"]
 
 
 class GibbsInfo(NamedTuple):
@@ -89,6 +89,7 @@ class GibbsKernel:
                     f"{_site_list(self.blocks.sites)}; {type(model).__name__} has "
                     f"{_site_list(model.sites.items())}: make new ones with blocks(model)"
                 )
+            verify(self.blocks, model)
             return self.blocks
         return blocks(model, self.blocks)
 
@@ -316,3 +317,13 @@ def _difference(
         unit, values[step.site].reshape(-1), (jnp.arange(site.size), keys)
     )
     return flat.reshape(site.shape), jnp.sum(log_probs)
+
+
+def random_configuration(rng_key: jax.Array, model: EnergyModel) -> dict[str, jax.Array]:
+    """Return one configuration of independent units: uniform states, standard normals."""
+    sites = model.sites
+    keys = jax.random.split(rng_key, len(sites))
+    values = {}
+    for key, (name, site) in zip(keys, sites.items(), strict=True):
+        values[name] = site.cast(site.sample(key, jnp.zeros(site.encoded_shape)))
+    return values

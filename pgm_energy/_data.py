@@ -1,0 +1,110 @@
+"""Data rows at the door: one array or a dict by site, checked with row and column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pgm_energy.energy import EnergyModel
+from pgm_energy.sites import Binary, Site
+
+__all__ = ["as_rows", "encode_rows"]
+
+
+def as_rows(
+    model: EnergyModel,
+    data: Any,
+    *,
+    name: str = "data",
+    allow_missing: bool = False,
+    allow_intensities: bool = False,
+) -> dict[str, np.ndarray]:
+    """Return data by site, rows first, in the storage type of each site.
+
+    Parameters
+    ----------
+    model
+        The energy model; its ``data_sites`` say what is needed.
+    data
+        An array for the only data site, or a dict by site. Booleans, integers of any width and
+        floats with integer values are accepted for discrete sites.
+    name
+        What to call the data in messages.
+    allow_missing
+        Accept NaN; discrete sites are then returned in floating point.
+    allow_intensities
+        Accept numbers between 0 and 1 for binary sites, returned in floating point.
+
+    Raises
+    ------
+    TypeError
+        If the data are no numbers.
+    ValueError
+        If data are empty, a site is missing or unknown, a shape is wrong, rows differ in
+        number, or a value is not in the support, with its row and column.
+    """
+    names = model.data_sites
+    if not isinstance(data, Mapping):
+        if len(names) != 1:
+            raise ValueError(
+                f"{type(model).__name__} has data sites {', '.join(map(repr, names))}: give "
+                f"{name} as a dict by site"
+            )
+        data = {names[0]: data}
+    model.require_sites(data)
+    missing = [site for site in names if site not in data]
+    if missing:
+        raise ValueError(f"{name} lacks site {missing[0]!r}")
+    rows: dict[str, np.ndarray] = {}
+    for key in names:
+        rows[key] = _site_rows(
+            model.sites[key], key, data[key], name, allow_missing, allow_intensities
+        )
+    counts = {key: len(value) for key, value in rows.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the sites of {name} have different numbers of rows: {counts}")
+    return rows
+
+
+def _site_rows(
+    site: Site, key: str, value: Any, name: str, allow_missing: bool, allow_intensities: bool
+) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} for site {key!r} must be numbers, got dtype {array.dtype}")
+    if array.ndim != len(site.shape) + 1 or array.shape[1:] != site.shape:
+        raise ValueError(
+            f"{name} for site {key!r} must have shape (rows, {', '.join(map(str, site.shape))}), "
+            f"got {array.shape}"
+        )
+    if len(array) == 0:
+        raise ValueError(f"{name} is empty: at least one row is needed")
+    grey = False
+    if isinstance(site, Binary) and array.dtype.kind == "f":
+        between = (array > 0) & (array < 1)
+        if between.any():
+            grey = True
+            if not allow_intensities:
+                row, *column = (int(i) for i in np.argwhere(between)[0])
+                raise ValueError(
+                    f"{name} for the binary site {key!r} must be 0 or 1, got "
+                    f"{array[(row, *column)]} at row {row}, column {_place(column)}; for grey "
+                    "levels learn with intensities='mean' or 'sample', or threshold them"
+                )
+    if not grey:
+        site.check(key, array, allow_nan=allow_missing)
+    elif ((array < 0) | (array > 1)).any() or not (allow_missing or np.isfinite(array).all()):
+        site.check(key, np.where((array >= 0) & (array <= 1), 0.0, array), allow_nan=allow_missing)
+    keep_float = grey or (array.dtype.kind == "f" and np.isnan(array).any())
+    return array.astype(np.float32) if keep_float else array.astype(np.dtype(site.dtype))
+
+
+def _place(column: list[int]) -> str:
+    return str(column[0]) if len(column) == 1 else str(tuple(column))
+
+
+def encode_rows(model: EnergyModel, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return T(x) of checked rows, by data site."""
+    return {key: model.sites[key].encode(value) for key, value in rows.items()}

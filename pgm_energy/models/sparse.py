@@ -1,0 +1,411 @@
+"""Sparse Boltzmann machines and Ising lattices: couplings on edges, never densified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pgm_energy._struct import StaticArray, static, struct
+from pgm_energy.energy import EnergyModel
+from pgm_energy.natural import Natural, Values
+from pgm_energy.sites import Binary, Site, Spin
+
+__all__ = ["SparseBoltzmannMachine", "ising_lattice"]
+
+#: A neighbour table may have this many places per end of an edge; hubs would waste the rest.
+_TABLE_WASTE = 4
+_LATTICE_DIMS = {1: ("position",), 2: ("row", "column"), 3: ("plane", "row", "column")}
+
+
+@struct
+class SparseBoltzmannMachine(EnergyModel):
+    """Boltzmann machine on a graph: ``E = -sum_e values[e] x_i x_j - sum_i bias_i x_i``.
+
+    Make one with :meth:`from_edges` or :func:`ising_lattice`.
+
+    Parameters
+    ----------
+    values
+        ``(m,)``, one coupling per edge, nats.
+    bias
+        One bias per unit, shaped like the site; its shape is the shape of the site.
+    edges
+        ``(m, 2)``, the pairs of flat unit numbers that are coupled (structure: fixed).
+    colours
+        ``(n,)``, labels that differ along every edge, or None to have them found.
+    dims
+        Names of the dimensions of the site.
+    unit
+        ``Binary`` or ``Spin``.
+
+    Raises
+    ------
+    ValueError
+        On an edge from a unit to itself, an edge given twice (in either direction), a unit out
+        of range, colours that do not differ along an edge, shapes that do not fit, NaN or
+        infinite parameters.
+
+    Notes
+    -----
+    Memory grows with the number of edges. The natural parameters of a block are read from a
+    table of neighbours; where a few hubs would make the table wide, all edges are summed instead.
+
+    Examples
+    --------
+    >>> import pgm_energy as pgm
+    >>> chain = pgm.SparseBoltzmannMachine.from_edges([(0, 1), (1, 2)], [0.5, -0.5], [0, 0, 0])
+    >>> float(chain.log_density({"v": [1, 1, 0]}))
+    0.5
+    """
+
+    values: jax.Array
+    bias: jax.Array
+    edges: Any = static()
+    colours: Any = static(default=None)
+    dims: tuple[str, ...] = static(default=())
+    unit: Any = static(default=Binary)
+    #: ``(n, degree)`` neighbours and their edges, padded with edge m; made from ``edges``
+    neighbours: Any = static(default=None)
+    neighbour_edges: Any = static(default=None)
+
+    data_sites: ClassVar[tuple[str, ...]] = ("v",)  # type: ignore[misc]
+
+    def validate(self) -> None:
+        """Refuse what is no simple graph with one coupling per edge."""
+        if self.unit not in (Binary, Spin):
+            raise TypeError(f"unit must be Binary or Spin, got {self.unit!r}")
+        if self.bias.ndim == 0 or 0 in self.bias.shape:
+            raise ValueError(f"bias must have one entry per unit, got shape {self.bias.shape}")
+        if self.neighbours is None:  # a copy with new parameters keeps its tables
+            edges = _check_edges(self.edges, self.bias.size)
+            object.__setattr__(self, "edges", StaticArray(edges))
+            tables = _neighbour_table(edges, self.bias.size)
+            object.__setattr__(self, "neighbours", tables and StaticArray(tables[0]))
+            object.__setattr__(self, "neighbour_edges", tables and StaticArray(tables[1]))
+            self._check_colours(edges)
+        if self.values.shape != (len(self.edges),):
+            raise ValueError(
+                f"values must have one coupling per edge, shape ({len(self.edges)},), "
+                f"got {self.values.shape}"
+            )
+
+    def _check_colours(self, edges: np.ndarray) -> None:
+        if self.colours is None:
+            return
+        colours = np.asarray(self.colours)
+        if colours.shape != (self.bias.size,) or colours.dtype.kind not in "iu":
+            raise ValueError(
+                f"colours must be integers of shape ({self.bias.size},), got {colours.dtype} of "
+                f"shape {colours.shape}"
+            )
+        same = np.flatnonzero(colours[edges[:, 0]] == colours[edges[:, 1]])
+        if len(same):
+            i, j = (int(k) for k in edges[same[0]])
+            raise ValueError(f"units {i} and {j} are coupled and have the same colour")
+        object.__setattr__(self, "colours", StaticArray(colours))
+
+    @classmethod
+    def from_edges(
+        cls, edges: Any, values: Any, bias: Any, unit: Any = Binary
+    ) -> SparseBoltzmannMachine:
+        """Return the machine with these couplings.
+
+        Parameters
+        ----------
+        edges
+            ``(m, 2)`` pairs of unit numbers from 0, each pair once.
+        values
+            Couplings, ``(m,)``, or one number for all.
+        bias
+            Biases, ``(n,)``; their number is the number of units.
+        unit
+            ``Binary`` or ``Spin``.
+
+        Raises
+        ------
+        ValueError
+            As the class.
+
+        Examples
+        --------
+        >>> import pgm_energy as pgm
+        >>> ring = pgm.SparseBoltzmannMachine.from_edges(
+        ...     [(0, 1), (1, 2), (2, 3), (3, 0)], 0.4, [0.0] * 4, unit=pgm.Spin)
+        >>> print(pgm.blocks(ring))
+        SparseBoltzmannMachine: one sweep is 1 block in turn
+          1  v  4 spin units  2 colours, each at once
+        """
+        bias = jnp.asarray(bias, dtype=jnp.result_type(float))
+        if bias.ndim != 1:
+            raise ValueError(f"bias must have shape (n,), got {bias.shape}")
+        pairs = _check_edges(edges, bias.size)
+        values = jnp.asarray(values, dtype=jnp.result_type(float))
+        if values.ndim == 0:
+            values = jnp.full(len(pairs), values)
+        return cls(values=values, bias=bias, edges=pairs, dims=("visible",), unit=unit)
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """One site ``v`` of the shape of the bias."""
+        return {"v": self.unit(self.bias.shape, dims=self.dims)}
+
+    def energy(self, v: jax.Array) -> jax.Array:
+        """Return E(v), nats: a sum over edges."""
+        flat = v.reshape(-1)
+        first, second = self.edges.array.T
+        return -jnp.sum(self.values * flat[first] * flat[second]) - jnp.sum(self.bias * v)
+
+    def natural_parameters(
+        self, site: str, values: Values, index: jax.Array | None = None
+    ) -> Natural:
+        """Return the natural parameters of some units: sums over their neighbours.
+
+        Cost: the number of units times the largest degree, where the derivation pays for all
+        edges.
+        """
+        flat = self.sites[site].encode(values[site]).reshape(-1)
+        bias = self.bias.reshape(-1)
+        if self.neighbours is None:
+            first, second = self.edges.array.T
+            fields = bias.at[first].add(self.values * flat[second])
+            fields = fields.at[second].add(self.values * flat[first])
+            return Natural(fields.reshape(self.bias.shape) if index is None else fields[index])
+        around, edges = self.neighbours.array, self.neighbour_edges.array
+        if index is not None:
+            around, edges = jnp.asarray(around)[index], jnp.asarray(edges)[index]
+        weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
+        eta = jnp.sum(weights * flat[around], axis=-1)
+        if index is not None:
+            return Natural(bias[index] + eta)
+        return Natural(self.bias + eta.reshape(self.bias.shape))
+
+    def block_couplings(self, site: str, index: jax.Array) -> jax.Array:
+        """Return the couplings inside a block, looked up among the units' neighbours."""
+        if self.neighbours is None:
+            return EnergyModel.block_couplings(self, site, index)
+        around = jnp.asarray(self.neighbours.array)[index]
+        edges = jnp.asarray(self.neighbour_edges.array)[index]
+        weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
+        same = around[:, :, None] == index
+        return jnp.sum(jnp.where(same, weights[:, :, None], 0.0), axis=1)
+
+    def interactions(self, site: str) -> np.ndarray:
+        """Return the colours if they are known, else the edges."""
+        return self.edges.array if self.colours is None else self.colours.array
+
+    @classmethod
+    def init(
+        cls,
+        rng_key: jax.Array,
+        *,
+        edges: Any,
+        num_visible: int,
+        data: Any = None,
+        unit: Any = Binary,
+        scale: float = 0.01,
+    ) -> SparseBoltzmannMachine:
+        """Return a machine to start learning from: small couplings, biases from frequencies.
+
+        Parameters
+        ----------
+        rng_key
+            A JAX random key.
+        edges
+            ``(m, 2)`` pairs of unit numbers.
+        num_visible
+            Number of units.
+        data
+            Rows ``(N, num_visible)`` whose frequencies set the biases.
+        unit
+            ``Binary`` or ``Spin``.
+        scale
+            Standard deviation of the initial couplings.
+
+        Examples
+        --------
+        >>> import jax, pgm_energy as pgm
+        >>> pgm.SparseBoltzmannMachine.init(
+        ...     jax.random.key(0), edges=[(0, 1)], num_visible=3).bias.shape
+        (3,)
+        """
+        from pgm_energy.models.rbm import data_start
+
+        pairs = _check_edges(edges, num_visible)
+        bias, _ = data_start(unit(num_visible), data)
+        return cls(
+            values=scale * jax.random.normal(rng_key, (len(pairs),)),
+            bias=jnp.zeros(num_visible) if bias is None else bias,
+            edges=pairs,
+            dims=("visible",),
+            unit=unit,
+        )
+
+
+def _check_edges(edges: Any, num_units: int) -> np.ndarray:
+    """Return edges as a checked integer array ``(m, 2)``."""
+    pairs = np.asarray(edges.array if isinstance(edges, StaticArray) else edges)
+    if pairs.size == 0:
+        return np.zeros((0, 2), dtype=np.int32)
+    if pairs.dtype.kind not in "iu" or pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(
+            f"edges must be integers of shape (m, 2), got {pairs.dtype} of shape {pairs.shape}"
+        )
+    pairs = pairs.astype(np.int64)
+    outside = np.argwhere((pairs < 0) | (pairs >= num_units))
+    if len(outside):
+        row = int(outside[0, 0])
+        raise ValueError(
+            f"edge {row} is {tuple(pairs[row].tolist())}, but there are {num_units} units, "
+            f"0 to {num_units - 1} (one per bias)"
+        )
+    loops = np.flatnonzero(pairs[:, 0] == pairs[:, 1])
+    if len(loops):
+        row = int(loops[0])
+        raise ValueError(
+            f"edge {row} couples unit {int(pairs[row, 0])} to itself: a unit's own term belongs "
+            "in bias"
+        )
+    key = pairs.min(axis=1) * num_units + pairs.max(axis=1)
+    order = np.argsort(key, kind="stable")
+    again = np.flatnonzero(key[order[1:]] == key[order[:-1]])
+    if len(again):
+        first, second = (int(order[again[0] + k]) for k in (0, 1))
+        raise ValueError(
+            f"edges {first} and {second} join the same units {tuple(pairs[first].tolist())}: give "
+            "each pair once, with the sum of its couplings"
+        )
+    return pairs.astype(np.int32)
+
+
+def _neighbour_table(edges: np.ndarray, num_units: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Neighbours and edge numbers of each unit, padded; None where the padding would dominate."""
+    count = len(edges)
+    ends = np.concatenate([edges[:, 0], edges[:, 1]])
+    degree = np.bincount(ends, minlength=num_units)
+    width = max(int(degree.max(initial=0)), 1)
+    if num_units * width > _TABLE_WASTE * (2 * count + num_units):
+        return None
+    order = np.argsort(ends, kind="stable")
+    rows = ends[order]
+    places = np.arange(2 * count) - (np.cumsum(degree) - degree)[rows]
+    neighbours = np.zeros((num_units, width), dtype=np.int32)
+    numbers = np.full((num_units, width), count, dtype=np.int32)
+    neighbours[rows, places] = np.concatenate([edges[:, 1], edges[:, 0]])[order]
+    numbers[rows, places] = order % max(count, 1)
+    return neighbours, numbers
+
+
+def ising_lattice(
+    shape: int | Sequence[int],
+    coupling: Any,
+    field: Any = 0.0,
+    periodic: bool | Sequence[bool] = True,
+) -> SparseBoltzmannMachine:
+    """Return an Ising model on a rectangular lattice of any dimension, with spins -1 and +1.
+
+    ``E = -sum_<ij> K x_i x_j - sum_i H_i x_i``; each pair of nearest neighbours once.
+
+    Parameters
+    ----------
+    shape
+        Sides of the lattice.
+    coupling
+        K, already multiplied by the inverse temperature: one number, or one per axis.
+    field
+        H, already multiplied by the inverse temperature: one number or an array of the
+        lattice's shape.
+    periodic
+        Whether opposite sides are joined; one value, or one per axis.
+
+    Returns
+    -------
+    SparseBoltzmannMachine
+        With one spin site ``v`` of the lattice's shape.
+
+    Raises
+    ------
+    ValueError
+        On a periodic side shorter than 3, which would couple a unit to itself or a pair twice;
+        on parameters of other shapes, NaN or infinite.
+
+    Notes
+    -----
+    A checkerboard of two colours, or three where a periodic side is odd; the colours come from
+    the coordinates, so a million units are no trouble.
+
+    References
+    ----------
+    E. Ising (1925), Beitrag zur Theorie des Ferromagnetismus. B. Kaufman (1949), Crystal
+    statistics II, for the exact log Z of the two-dimensional torus.
+
+    Examples
+    --------
+    >>> import pgm_energy as pgm
+    >>> lattice = pgm.ising_lattice((4, 4), coupling=0.3)
+    >>> lattice.values.shape, lattice.sites["v"].shape
+    ((32,), (4, 4))
+    """
+    sides = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    if not sides or not all(isinstance(n, int | np.integer) and n > 0 for n in sides):
+        raise ValueError(f"shape must be one or more positive integers, got {shape!r}")
+    joined = (periodic,) * len(sides) if isinstance(periodic, bool) else tuple(periodic)
+    if len(joined) != len(sides) or not all(isinstance(p, bool | np.bool_) for p in joined):
+        raise ValueError(
+            f"periodic must be True, False, or one of them per axis of {sides}, got {periodic!r}"
+        )
+    for axis, (side, loop) in enumerate(zip(sides, joined, strict=True)):
+        if loop and side < 3:
+            raise ValueError(
+                f"axis {axis} of length {side} cannot be periodic: it would couple "
+                f"{'a unit to itself' if side == 1 else 'each pair twice'}; use sides of 3 or "
+                "more, or periodic=False (one value per axis is possible)"
+            )
+    edges, axes, colours = _lattice_graph(tuple(int(n) for n in sides), joined)
+    kind = jnp.result_type(float)
+    strength = jnp.asarray(coupling, dtype=kind)
+    if strength.shape not in {(), (len(sides),)}:
+        raise ValueError(
+            f"coupling must be one number or one per axis ({len(sides)}), got shape "
+            f"{strength.shape}"
+        )
+    bias = jnp.asarray(field, dtype=kind)
+    if bias.shape not in {(), sides}:
+        raise ValueError(
+            f"field must be one number or have the lattice's shape {sides}, got {bias.shape}"
+        )
+    return SparseBoltzmannMachine(
+        values=jnp.broadcast_to(strength, (len(sides),))[axes],
+        bias=jnp.broadcast_to(bias, sides),
+        edges=edges,
+        colours=colours,
+        dims=_LATTICE_DIMS.get(len(sides), ()),
+        unit=Spin,
+    )
+
+
+def _lattice_graph(
+    sides: tuple[int, ...], joined: tuple[bool, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges, the axis of each, and proper colours: 2, or 3 where a periodic side is odd.
+
+    The sum of proper colours along the axes, modulo their number, is proper again.
+    """
+    units = np.arange(np.prod(sides), dtype=np.int32).reshape(sides)
+    odd = any(loop and side % 2 for side, loop in zip(sides, joined, strict=True))
+    colours = np.zeros(sides, dtype=np.int32)
+    edges, axes = [], []
+    for axis, (side, loop) in enumerate(zip(sides, joined, strict=True)):
+        after = np.roll(units, -1, axis=axis)
+        keep = slice(None) if loop else slice(0, side - 1)
+        here = (slice(None),) * axis + (keep,)
+        edges.append(np.stack([units[here].ravel(), after[here].ravel()], axis=1))
+        axes.append(np.full(len(edges[-1]), axis, dtype=np.int32))
+        own = np.arange(side, dtype=np.int32) % 2
+        if loop and side % 2:
+            own[-1] = 2
+        colours += own.reshape((-1,) + (1,) * (len(sides) - axis - 1))
+    return np.concatenate(edges), np.concatenate(axes), colours.ravel() % (3 if odd else 2)

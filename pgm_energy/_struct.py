@@ -113,13 +113,13 @@ def _coerce(owner: str, name: str, value: Any) -> Any:
                 f"{owner}.{name} must be an array (or a tree of arrays), got "
                 f"{type(x).__name__}; use pgm_energy.static() for what is not a parameter"
             )
-        if jnp.issubdtype(np.result_type(x), jnp.floating):
+        if jnp.issubdtype(jnp.result_type(x), jnp.floating):
             return jnp.asarray(x)
-        if jnp.issubdtype(np.result_type(x), jnp.integer) or isinstance(x, bool | np.bool_):
+        if jnp.issubdtype(jnp.result_type(x), jnp.integer) or isinstance(x, bool | np.bool_):
             return jnp.asarray(x, dtype=jnp.result_type(float))
-        if np.result_type(x) == np.bool_:
+        if jnp.result_type(x) == np.bool_:
             return jnp.asarray(x, dtype=jnp.result_type(float))
-        raise TypeError(f"{owner}.{name} must be real numbers, got dtype {np.result_type(x)}")
+        raise TypeError(f"{owner}.{name} must be real numbers, got dtype {jnp.result_type(x)}")
 
     if isinstance(value, list | tuple):  # a nested list of numbers is meant as one array
         try:

@@ -160,6 +160,15 @@ class EnergyModel(ABC):
             "structure is probed; override generic(rng_key) to return valid random parameters"
         )
 
+    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+        """The model whose structure licenses steps of this one: ``generic``, any data open.
+
+        What is probed is cached by shapes, so it must hold for every value of the data that a
+        transformation keeps: ``condition`` is probed as the model that it conditions, which may
+        have more sites.
+        """
+        return self.generic(rng_key)
+
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         """``generic`` with one way to fill the leaves; transformations pass it inwards."""
         if type(self).generic is not EnergyModel.generic:

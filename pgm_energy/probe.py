@@ -176,7 +176,7 @@ def _residuals(
         else:
             linear = jnp.sum(natural.eta * delta)
             if kind == "sequential":
-                couplings = model.block_couplings(name, index)
+                couplings = _between_units(model.block_couplings(name, index))
                 inside = jnp.tensordot(couplings, delta, axes=delta.ndim)
                 linear += 0.5 * jnp.sum(inside * delta)
         scale = jnp.maximum(1.0, jnp.maximum(jnp.abs(start), jnp.abs(end)))
@@ -191,6 +191,14 @@ def _residuals(
         return residual, start
 
     return jax.lax.map(one, (old, new, index, mask), batch_size=chunk)
+
+
+def _between_units(couplings: jax.Array) -> jax.Array:
+    """Couplings of a panel without each unit's own: a unit's field must not depend on itself."""
+    eye = jnp.eye(couplings.shape[0])
+    if couplings.ndim == 4:
+        eye = eye[:, None, :, None]
+    return couplings * (1.0 - eye)
 
 
 @functools.partial(jax.jit, static_argnames=("chunk",))
@@ -236,16 +244,18 @@ class Probe:
         if not self.sites:
             raise ValueError(f"{self.owner} has no sites")
         with eager_float64():
-            self.model = model.generic(jax.random.key(20))
-        encoded = sum(int(np.prod(site.encoded_shape)) for site in self.sites.values())
+            self.model = model._probed(jax.random.key(20))
+        #: the sites of this model, and those that ``condition`` took away
+        everything = self.model.sites
+        encoded = sum(int(np.prod(site.encoded_shape)) for site in everything.values())
         self.chunk = int(np.clip(2**21 // encoded, 1, 128))
         # a large site has many units per probe, and a gigabyte of probes helps nobody
         self.num_probes = int(np.clip(2**26 // encoded, 32, NUM_PROBES))
         rng = np.random.default_rng(7)
-        self.values = random_values(self.sites, self.num_probes, rng)
-        _visit_all_states(self.sites, self.values)
-        self.redraws = random_values(self.sites, self.num_probes, rng)
-        self.points = [interior_point(self.sites, rng) for _ in range(4)]
+        self.values = random_values(everything, self.num_probes, rng)
+        _visit_all_states(everything, self.values)
+        self.redraws = random_values(everything, self.num_probes, rng)
+        self.points = [interior_point(everything, rng) for _ in range(4)]
         self._rng = rng
         self._cache: dict[Any, Any] = {}
         self._check_energies()

@@ -167,8 +167,10 @@ class Site(ABC):
         self, values: jax.Array, eta: jax.Array, precision: jax.Array | None = None
     ) -> jax.Array:
         """Return the total log-probability (nats) of raw ``values`` given ``eta``."""
-        inner = jnp.sum(eta * self.encode(values))
-        return inner - jnp.sum(self.log_normalizer(eta, precision))
+        inner = eta * self.encode(values)
+        inner = jnp.sum(inner, axis=-1) if self.event else inner
+        # unit by unit: a clamped unit's two terms are large and cancel
+        return jnp.sum(inner - self.log_normalizer(eta, precision))
 
     def from_encoded(self, encoded: jax.Array) -> Any:
         """Return an encoding in a form that stands for raw values (:meth:`encode` undoes it)."""

@@ -27,6 +27,8 @@ __all__ = ["Block", "Blocks", "Step", "blocks", "verify"]
 
 #: Above this share of interacting pairs a colouring gains nothing over a sequential sweep.
 DENSE_SHARE = 0.3
+#: Units up to which a colouring is improved by interchanges (measured: 33 ms for a 31 x 31 torus).
+INTERCHANGE_LIMIT = 10_000
 #: Units of a sequential panel: one product for all, then each in turn (measured: 16 to 64 alike).
 PANEL = 32
 
@@ -415,19 +417,26 @@ def _coloured_rows(
         if told.shape == (site.size,):
             return _padded([np.flatnonzero(told == c) for c in np.unique(told)])
         edges = told
-    if len(edges) > DENSE_SHARE * site.size * (site.size - 1) / 2:
+    dense = len(edges) > DENSE_SHARE * site.size * (site.size - 1) / 2
+    if dense and site.size > 2 * PANEL:  # colouring it would cost more than it gains
         return None
     graph = nx.Graph()
     graph.add_nodes_from(range(site.size))
     graph.add_edges_from(edges.tolist())
     colours = _colour(graph)
+    if dense and 2 * (max(colours.values()) + 1) > site.size:
+        return None
     labels = np.array([colours[unit] for unit in range(site.size)])
     return _padded([np.flatnonzero(labels == c) for c in np.unique(labels)])
 
 
 def _colour(graph: nx.Graph) -> dict[Any, int]:
-    """Two colours where they suffice (first node first), else greedy, largest degree first."""
+    """Two colours where they suffice (first node first), else greedy, largest degree first.
+
+    Interchanging colours costs a little and finds the three of an odd torus.
+    """
     try:
         return nx.bipartite.color(graph) if graph.number_of_edges() else dict.fromkeys(graph, 0)
     except nx.NetworkXError:
-        return nx.greedy_color(graph, strategy="largest_first")
+        interchange = len(graph) <= INTERCHANGE_LIMIT
+        return nx.greedy_color(graph, strategy="largest_first", interchange=interchange)

@@ -13,8 +13,8 @@ import numpy as np
 from pgm_energy._struct import is_concrete, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, derive_natural_parameters
-from pgm_energy.probe import eager_float64, interior_point, probe, require_block
-from pgm_energy.sites import Binary, Real, Site, Spin
+from pgm_energy.probe import Probe, eager_float64, interior_point, probe, require_block
+from pgm_energy.sites import Binary, OneHot, Real, Site, Spin
 
 __all__ = ["binarize", "condition", "marginalize", "relax", "temper"]
 
@@ -98,10 +98,18 @@ class Conditioned(EnergyModel):
         self, site: str, values: Values, index: jax.Array | None = None
     ) -> Natural:
         if self.partial and (site in self.partial or not self.sites[site].is_discrete):
-            return derive_natural_parameters(self, site, values, index)
-        inner_values = self.clamp(values) | {
-            name: self.model.sites[name].from_encoded(given) for name, given in self.given.items()
-        }
+            natural = derive_natural_parameters(self, site, values, index)
+            # large terms of clamped units cancel in the energy, but not in this part of it
+            return natural._replace(rest=None) if site in self.partial else natural
+        inner_values = dict(values)
+        for name, free in self.free.items():
+            if isinstance(values[name], OneHot):
+                merged = jnp.where(free[..., None] > 0.5, values[name].value, self.partial[name])
+                inner_values[name] = OneHot(merged)
+            else:  # not cast: a free energy is differentiated through this
+                inner_values[name] = jnp.where(free > 0.5, values[name], self._raw(name))
+        for name, given in self.given.items():
+            inner_values[name] = self.model.sites[name].from_encoded(given)
         natural = self.model.natural_parameters(site, inner_values, index)
         return natural._replace(rest=None) if self.partial else natural
 
@@ -135,6 +143,9 @@ class Conditioned(EnergyModel):
 
     def project(self) -> Self:
         return _rebuild(self, model=self.model.project())
+
+    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+        return self.model._probed(rng_key)
 
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         given, partial, free = self.given, self.partial, self.free
@@ -291,13 +302,36 @@ class Marginal(EnergyModel):
         )
 
     def energy(self, **values: jax.Array) -> jax.Array:
-        natural = _natural_at(self.model, self.site, values, self.coupled)
-        normalizer = self.model.sites[self.site].log_normalizer(natural.eta, natural.precision)
-        assert natural.rest is not None
-        return natural.rest - jnp.sum(normalizer)
+        site = self.model.sites[self.site]
+        inner = self._inner_values(values)
+        natural = self._natural(inner)
+        if natural.rest is not None:
+            return natural.rest - jnp.sum(site.log_normalizer(natural.eta, natural.precision))
+        # F(rest) = E(x, rest) + log p(x given rest) at any x
+        log_prob = site.log_prob(inner[self.site], natural.eta, natural.precision)
+        return self.model.energy(**self.model.encode(inner)) + log_prob
+
+    def _inner_values(self, encoded: Values) -> dict[str, Any]:
+        """Raw values of the model's sites, the summed one at a reference.
+
+        Its own value does not enter (that is what was verified), so any will do.
+        """
+        sites = self.model.sites
+        fill = {name: jnp.full(site.shape, site.filler) for name, site in sites.items()}
+        values = {name: sites[name].from_encoded(encoded[name]) for name in self.sites}
+        values[self.site] = self.model.clamp(fill)[self.site]
+        return {name: values[name] for name in sites}
+
+    def _natural(self, inner: Values) -> Natural:
+        if self.coupled:
+            return derive_natural_parameters(self.model, self.site, inner, coupled=True)
+        return self.model.natural_parameters(self.site, inner)
 
     def project(self) -> Self:
         return _rebuild(self, model=self.model.project())
+
+    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+        return _rebuild(self, model=self.model._probed(rng_key))
 
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         return _rebuild(self, model=_wrapped(self.model, rng_key, fill))
@@ -310,7 +344,7 @@ class Marginal(EnergyModel):
 
     def conditional_mean(self, values: Values) -> jax.Array:
         """Return E[T(x_site) given the rest] of the site that was summed out, encoded shape."""
-        natural = _natural_at(self.model, self.site, self.encode(values), self.coupled)
+        natural = self._natural(self._inner_values(self.encode(values)))
         return self.model.sites[self.site].mean(natural.eta, natural.precision)
 
     def decode(self, rng_key: jax.Array, samples: Values) -> dict[str, jax.Array]:
@@ -318,7 +352,7 @@ class Marginal(EnergyModel):
         site = self.model.sites[self.site]
 
         def draw(key: jax.Array, values: Any) -> Any:
-            natural = _natural_at(self.model, self.site, self.encode(values), self.coupled)
+            natural = self._natural(self._inner_values(self.encode(values)))
             new = site.sample(key, natural.eta, natural.precision)
             return {**values, self.site: site.cast(new)}
 
@@ -332,32 +366,6 @@ def _inner_clamp(model: EnergyModel, missing: str, values: Values) -> dict[str, 
     site = model.sites[missing]
     clamped = model.clamp({**values, missing: jnp.zeros(site.shape, site.dtype)})
     return {name: clamped[name] for name in values}
-
-
-def _natural_at(model: EnergyModel, name: str, encoded: Any, coupled: bool) -> Natural:
-    """Natural parameters of a whole site, ``rest`` included, with the site at a raw reference.
-
-    The site's own value does not enter (that is what was verified), so any will do.
-    """
-    site = model.sites[name]
-    reference = jnp.full(site.shape, site.filler)
-    values = {
-        k: s.from_encoded(encoded[k]) if k in encoded else reference
-        for k, s in model.sites.items()
-    }
-    if coupled:
-        return derive_natural_parameters(model, name, values, coupled=True)
-    natural = model.natural_parameters(name, values)
-    if natural.rest is None:
-        energy = model.energy(**model.encode(values))
-        inner = site.encode(reference)
-        known = (
-            site.quadratic(inner, natural.eta, natural.precision)
-            if isinstance(site, Real) and natural.precision is not None
-            else jnp.sum(natural.eta * inner)
-        )
-        natural = natural._replace(rest=energy + known)
-    return natural
 
 
 def marginalize(model: EnergyModel, site: str) -> EnergyModel:
@@ -412,14 +420,21 @@ class Tempered(EnergyModel):
 
     @property
     def sites(self) -> dict[str, Site]:
-        return self.target.sites
+        # the same in both, unless probed with the data of a condition open
+        return {**self.target.sites, **(self.base.sites if self._differ() else {})}
+
+    def _differ(self) -> bool:
+        return self.base.sites.keys() != self.target.sites.keys()
 
     @property
     def data_sites(self) -> tuple[str, ...]:
         return self.target.data_sites
 
     def energy(self, **values: jax.Array) -> jax.Array:
-        base, target = self.base.energy(**values), self.target.energy(**values)
+        base, target = (
+            model.energy(**{name: values[name] for name in model.sites})
+            for model in (self.base, self.target)
+        )
         return (1.0 - self.beta) * base + self.beta * target
 
     def natural_parameters(
@@ -456,6 +471,15 @@ class Tempered(EnergyModel):
             self,
             base=_wrapped(self.base, first, fill),
             target=_wrapped(self.target, second, fill),
+            beta=jnp.asarray(0.5),
+        )
+
+    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+        first, second = jax.random.split(rng_key)
+        return _rebuild(
+            self,
+            base=self.base._probed(first),
+            target=self.target._probed(second),
             beta=jnp.asarray(0.5),
         )
 
@@ -564,12 +588,11 @@ class Relaxed(EnergyModel):
         return self.model.decode(second, self.model.clamp(out))
 
 
-def _pairwise(model: EnergyModel) -> tuple[np.ndarray, np.ndarray, float, float]:
+def _pairwise(model: EnergyModel, exam: Probe) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Couplings J, linear terms b, constant c of ``E = c - b'x - x'Jx/2``, and the residual.
 
     The residual is the worst relative error of that formula at random raw configurations.
     """
-    exam = probe(model)
     names = list(exam.sites)
     with eager_float64():
         double = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), model)
@@ -652,10 +675,12 @@ def relax(model: EnergyModel) -> EnergyModel:
             "relax factorises the coupling matrix and needs concrete parameters: call it outside "
             "of jit, vmap and grad"
         )
-    couplings, linear, constant, residual = _pairwise(model)
-    residual = max(residual, _pairwise(probe(model).model)[3])
+    exam = probe(model)
+    couplings, linear, constant, residual = _pairwise(model, exam)
+    with eager_float64():
+        generic = model.generic(jax.random.key(20))
+    residual = max(residual, _pairwise(generic, exam)[3])
     if residual > 1e-9:
-        exam = probe(model)
         reasons = [
             exam.explain(name, np.arange(site.size))
             for name, site in exam.sites.items()
@@ -722,6 +747,9 @@ class Binarized(EnergyModel):
 
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         return _rebuild(self, model=_wrapped(self.model, rng_key, fill))
+
+    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+        return _rebuild(self, model=self.model._probed(rng_key))
 
     def free_units(self, site: str) -> np.ndarray | None:
         return self.model.free_units(site)

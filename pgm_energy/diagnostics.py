@@ -1,0 +1,477 @@
+"""Chains as an ArviZ DataTree, and what they say about themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import arviz as az
+import jax
+import numpy as np
+import numpyro
+import xarray as xr
+
+from pgm_energy._checks import require_key
+from pgm_energy.energy import EnergyModel
+from pgm_energy.sites import Site
+
+__all__ = ["Diagnosis", "diagnose", "to_datatree"]
+
+#: NumPyro's name of a statistic, and the name that ArviZ and its plots know it by. HMC's total
+#: energy gives its name to the energy of the model, which every sampler has.
+_RENAMED = {
+    "num_steps": "n_steps",
+    "accept_prob": "acceptance_rate",
+    "adapt_state.step_size": "step_size",
+    "energy": "hamiltonian",
+}
+#: Configurations evaluated at once when energies are asked for.
+_ENERGY_CHUNK = 4096
+
+Samples = dict[str, np.ndarray]
+
+
+class Diagnosis(NamedTuple):
+    """Diagnostics of the expected statistics E[T(x)] of one site, flattened.
+
+    One entry per unit; categorical units have one per state, that of its indicator.
+
+    Attributes
+    ----------
+    mean, sd
+        Moments over all chains and draws.
+    mcse
+        Monte Carlo standard error of the mean; NaN where the statistic is frozen.
+    ess_bulk, ess_tail
+        Effective sample sizes (counts); NaN where the statistic is frozen.
+    rhat
+        Rank-normalised split R-hat; NaN where frozen, infinite where stuck.
+    frozen
+        Whether the statistic has one value in all draws of each chain.
+    stuck
+        Whether it is frozen at values that differ between chains: proof that nothing mixes.
+    """
+
+    mean: np.ndarray
+    sd: np.ndarray
+    mcse: np.ndarray
+    ess_bulk: np.ndarray
+    ess_tail: np.ndarray
+    rhat: np.ndarray
+    frozen: np.ndarray
+    stuck: np.ndarray
+
+
+# ---- from a NumPyro run ------------------------------------------------------------------------
+
+
+def to_datatree(
+    mcmc: Any, model: EnergyModel | None = None, *, rng_key: jax.Array | None = None
+) -> xr.DataTree:
+    """Return the draws of a NumPyro run as an ArviZ DataTree with named dimensions.
+
+    Parameters
+    ----------
+    mcmc
+        A ``numpyro.infer.MCMC`` that has run, with any kernel and any number of chains.
+    model
+        The energy model whose sites are wanted. Needed where the kernel samples a
+        transformation of it (``to_datatree(mcmc, rbm, rng_key=key)`` after
+        ``NUTS(relax(rbm))`` gives ``v`` and ``h`` instead of ``y``), or where the kernel's
+        model is not an energy model itself.
+    rng_key
+        A JAX random key for ``decode``; needed where the sampled model is a transformation.
+
+    Returns
+    -------
+    xarray.DataTree
+        ``posterior`` with a variable per site, its dimensions named by the site;
+        ``sample_stats`` with ``lp`` (log-density of what was sampled, nats, unnormalised),
+        ``energy`` (E of the posterior's sites, nats), ``flip_rate_<site>`` (share of a discrete
+        site's units that differ from the previous draw) and what the kernel collected
+        (``diverging``, ``n_steps``, ``acceptance_rate``, ...); ``observed_data`` if sites were
+        observed; ``frozen`` with a mask per site of units that never moved, by chain.
+
+    Raises
+    ------
+    TypeError
+        If the kernel's model is no energy model and none is given.
+    ValueError
+        If ``mcmc`` has not run, or its draws do not lead to the sites of ``model``.
+
+    Notes
+    -----
+    Energies come from the run where it collected them (``extra_fields=("potential_energy",)``;
+    ``BlockGibbs`` always does), else every draw is evaluated once. ESS and R-hat of a unit that
+    never moved look perfect or are NaN, which is why such units have a group of their own; their
+    number is also the attribute ``frozen_units`` of the variable. HMC's total energy, if
+    collected, is called ``hamiltonian``.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, pgm_energy as pgm
+    >>> from numpyro.infer import MCMC
+    >>> rbm = pgm.RBM(weights=jnp.ones((3, 2)))
+    >>> mcmc = MCMC(pgm.BlockGibbs(rbm), num_warmup=5, num_samples=10, num_chains=4,
+    ...             chain_method="vectorized", progress_bar=False)
+    >>> mcmc.run(jax.random.key(0))
+    >>> tree = pgm.to_datatree(mcmc)
+    >>> dict(tree.posterior.v.sizes)
+    {'chain': 4, 'draw': 10, 'visible': 3}
+    """
+    if not all(hasattr(mcmc, name) for name in ("sampler", "last_state", "get_extra_fields")):
+        raise TypeError(f"to_datatree takes a numpyro.infer.MCMC, got {type(mcmc).__name__}")
+    if mcmc.last_state is None:
+        raise ValueError("this MCMC has no draws yet: call mcmc.run(rng_key) first")
+    sampled = mcmc.sampler.model
+    if model is not None and not isinstance(model, EnergyModel):
+        raise TypeError(f"model must be an energy model, got {type(model).__name__}")
+    if not isinstance(sampled, EnergyModel):
+        if model is None:
+            raise TypeError(
+                f"the kernel's model is {type(sampled).__name__}, not an energy model: give the "
+                "energy model, to_datatree(mcmc, model), or use arviz.from_numpyro(mcmc)"
+            )
+        sampled = model
+    samples = _to_numpy(mcmc.get_samples(group_by_chain=True))
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    observed: Samples = {}
+    if any(name not in samples for name in sampled.sites):
+        observed = _observed_values(mcmc, sampled)
+    attrs = {"sampler": type(mcmc.sampler).__name__, "num_warmup": mcmc.num_warmup}
+    return build_datatree(
+        samples, fields, sampled, model, rng_key=rng_key, observed=observed, attrs=attrs
+    )
+
+
+def _to_numpy(samples: Mapping[str, Any]) -> Samples:
+    return {name: np.asarray(value) for name, value in samples.items()}
+
+
+def _observed_values(mcmc: Any, model: EnergyModel) -> Samples:
+    """Values of the sites that the run observed; ArviZ knows where NumPyro keeps them."""
+    tree = az.from_numpyro(mcmc)
+    if "observed_data" not in tree.children:
+        return {}
+    data = tree["observed_data"].data_vars
+    return {name: data[name].values for name in model.sites if name in data}
+
+
+def build_datatree(
+    samples: Samples,
+    fields: Mapping[str, Any],
+    sampled: EnergyModel,
+    model: EnergyModel | None = None,
+    *,
+    rng_key: jax.Array | None = None,
+    observed: Mapping[str, np.ndarray] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Return a DataTree from draws ``(chain, draw, ...)`` of ``sampled``, at ``model``'s sites.
+
+    ``fields`` are statistics of the kernel by NumPyro's names; see :func:`to_datatree`.
+    """
+    observed = dict(observed or {})
+    stats = _statistics(fields)
+    energy = stats.pop("potential_energy", None)
+    if energy is None:
+        energy = _energies(sampled, {**samples, **observed})
+    if energy is not None:
+        stats["lp"] = -energy
+    if model is not None and model is not sampled:
+        samples = decode_to(model, sampled, {**samples, **observed}, rng_key)
+        observed = {}
+        energy = _energies(model, samples)
+    if energy is not None:
+        stats["energy"] = energy
+    sites = (model or sampled).sites
+    for name, site in sites.items():
+        if site.is_discrete and name in samples:
+            stats[f"flip_rate_{name}"] = _flip_rate(samples[name])
+    return _assemble(samples, stats, observed, sites, model or sampled, attrs or {})
+
+
+def _statistics(fields: Mapping[str, Any]) -> Samples:
+    """Statistics with one number per draw, under the names that ArviZ knows."""
+    stats = {}
+    for name, value in fields.items():
+        if hasattr(value, "shape") and len(value.shape) == 2:
+            new = _RENAMED.get(name, name.replace(".", "_"))
+            stats[new] = np.asarray(value)
+    return stats
+
+
+def _flip_rate(values: np.ndarray) -> np.ndarray:
+    """Share of units that differ from the previous draw; NaN for the first one."""
+    rate = np.full(values.shape[:2], np.nan, np.float32)
+    moved = values[:, 1:] != values[:, :-1]
+    rate[:, 1:] = moved.reshape(*moved.shape[:2], -1).mean(axis=-1)
+    return rate
+
+
+def energies(model: EnergyModel, samples: Mapping[str, Any]) -> np.ndarray:
+    """Return E (nats) of raw samples with any common leading shape, some thousand at a time."""
+    name, site = next(iter(model.sites.items()))
+    lead = np.shape(samples[name])[: np.ndim(samples[name]) - len(site.shape)]
+    count = math.prod(lead)
+    flat = {k: np.reshape(samples[k], (count, *s.shape)) for k, s in model.sites.items()}
+    return np.asarray(_mapped_energy(model, flat)).reshape(lead)
+
+
+@jax.jit
+def _mapped_energy(model: EnergyModel, flat: dict[str, jax.Array]) -> jax.Array:
+    return jax.lax.map(
+        lambda raw: model.energy(**model.encode(raw)), flat, batch_size=_ENERGY_CHUNK
+    )
+
+
+def _energies(model: EnergyModel, values: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Energy of every draw, rows of a plate added up; None where sites were not stored."""
+    sites = model.sites
+    if any(name not in values for name in sites):
+        return None
+    full: Samples = {}
+    lead = max((_lead(values[name], site) for name, site in sites.items()), key=len)
+    for name, site in sites.items():
+        own = _lead(values[name], site)
+        value = values[name]
+        if own[:2] != lead[:2]:  # observed: one value for all draws
+            value = value.reshape((1,) * (len(lead) - len(own)) + value.shape)
+        full[name] = np.broadcast_to(value, lead + site.shape)
+    energy = energies(model, full)
+    return energy.reshape(*lead[:2], -1).sum(axis=-1)
+
+
+def _lead(value: np.ndarray, site: Site) -> tuple[int, ...]:
+    return value.shape[: value.ndim - len(site.shape)]
+
+
+def decode_to(
+    model: EnergyModel, sampled: EnergyModel, samples: Samples, rng_key: jax.Array | None
+) -> Samples:
+    """Return draws of ``sampled``, a transformation, as draws of ``model``'s sites.
+
+    Raises
+    ------
+    ValueError
+        If there is no key, or decoding leads to other sites than the model's.
+    """
+    if rng_key is None:
+        raise ValueError(
+            f"draws of {type(sampled).__name__} are decoded to the sites of "
+            f"{type(model).__name__} at random: give a key, to_datatree(mcmc, model, rng_key=key)"
+        )
+    decoded = jax.jit(lambda key, values, twin: twin.decode(key, values))(
+        require_key(rng_key), {name: samples[name] for name in sampled.sites}, sampled
+    )
+    return at_sites(model, sampled, _to_numpy(decoded))
+
+
+def at_sites(model: EnergyModel, sampled: EnergyModel, decoded: Samples) -> Samples:
+    """Return the model's sites out of decoded draws, checked.
+
+    Raises
+    ------
+    ValueError
+        If a site is not there, or has another shape or support.
+    """
+    out = {}
+    for name, site in model.sites.items():
+        value = decoded.get(name)
+        cut = None if value is None else value.ndim - len(site.shape)
+        if value is None or value.shape[cut:] != site.shape:
+            found = ", ".join(f"{k!r} {v.shape[2:]}" for k, v in decoded.items())
+            raise ValueError(
+                f"draws of {type(sampled).__name__} decode to {found}; "
+                f"{type(model).__name__} has a site {name!r} of shape {site.shape}: sample the "
+                "model itself or a transformation of it"
+            )
+        site.check(name, value)
+        out[name] = value
+    return out
+
+
+# ---- assembling --------------------------------------------------------------------------------
+
+
+def dimension_names(sites: Mapping[str, Site]) -> dict[str, tuple[str, ...]]:
+    """Return names of the dimensions of every site, unique where lengths differ.
+
+    A name that is missing, taken by a variable or by ``chain`` and ``draw``, repeated inside a
+    site, or used with another length before, becomes ``<site>_dim_<i>``.
+    """
+    lengths: dict[str, int] = {}
+    out = {}
+    for name, site in sites.items():
+        names: list[str] = []
+        for i, length in enumerate(site.shape):
+            dim = site.dims[i] if site.dims else ""
+            taken = dim in ("", "chain", "draw", *sites, *names)
+            if taken or lengths.get(dim, length) != length:
+                dim = f"{name}_dim_{i}"
+            lengths[dim] = length
+            names.append(dim)
+        out[name] = tuple(names)
+    return out
+
+
+def _assemble(
+    samples: Samples,
+    stats: Samples,
+    observed: Samples,
+    sites: Mapping[str, Site],
+    model: EnergyModel,
+    attrs: Mapping[str, Any],
+) -> xr.DataTree:
+    names = dimension_names(sites)
+    posterior: dict[str, xr.Variable] = {}
+    frozen: dict[str, xr.Variable] = {}
+    for name, value in samples.items():
+        site = sites.get(name)
+        rank = 2 + (len(site.shape) if site is not None else value.ndim - 2)
+        rows = tuple(f"{name}_row_{i}" for i in range(value.ndim - rank))
+        own = names[name] if site is not None else tuple(
+            f"{name}_dim_{i}" for i in range(value.ndim - 2)
+        )
+        mask = (value == value[:, :1]).all(axis=1)
+        count = int(mask.all(axis=0).sum())
+        posterior[name] = xr.Variable(("chain", "draw", *rows, *own), value, {"frozen_units": count})
+        frozen[name] = xr.Variable(("chain", *rows, *own), mask)
+    groups = {
+        "posterior": _dataset(posterior),
+        "sample_stats": _dataset(
+            {name: xr.Variable(("chain", "draw"), value) for name, value in stats.items()}
+        ),
+        "frozen": _dataset(frozen),
+    }
+    if observed:
+        groups["observed_data"] = _dataset(
+            {
+                name: xr.Variable(
+                    (
+                        *(f"{name}_row_{i}" for i in range(value.ndim - len(sites[name].shape))),
+                        *names[name],
+                    ),
+                    value,
+                )
+                for name, value in observed.items()
+            }
+        )
+    for unit in ("lp", "energy"):
+        if unit in groups["sample_stats"]:
+            groups["sample_stats"][unit].attrs["units"] = "nats"
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs.update(
+        model=repr(model),
+        inference_library="numpyro",
+        inference_library_version=numpyro.__version__,
+        pgm_energy_version=library_version(),
+        **attrs,
+    )
+    return tree
+
+
+def _dataset(variables: Mapping[str, xr.Variable]) -> xr.Dataset:
+    sizes: dict[Any, int] = {}
+    for variable in variables.values():
+        sizes.update(variable.sizes)
+    return xr.Dataset(dict(variables), coords={dim: np.arange(n) for dim, n in sizes.items()})
+
+
+def library_version() -> str:
+    """Return the version of this package, or "unknown" where it is not installed."""
+    try:
+        return version("pgm-energy")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# ---- what the chains say -----------------------------------------------------------------------
+
+
+def diagnose(tree: xr.DataTree, model: EnergyModel) -> dict[str, Diagnosis]:
+    """Return diagnostics of the energy and of every site of a DataTree.
+
+    Parameters
+    ----------
+    tree
+        What :func:`to_datatree` returned.
+    model
+        The energy model whose sites are in it.
+
+    Returns
+    -------
+    dict
+        A :class:`Diagnosis` by site name, and one of the energy under ``"energy"``.
+
+    Notes
+    -----
+    ESS, R-hat and MCSE are ArviZ's, of E[T(x)]: state indicators for categorical units. Units
+    that never moved have NaN instead of the full sample size that ESS gives a constant.
+
+    References
+    ----------
+    A. Vehtari, A. Gelman, D. Simpson, B. Carpenter and P.-C. Burkner (2021), Rank-normalization,
+    folding, and localization: an improved R-hat for assessing convergence of MCMC.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, pgm_energy as pgm
+    >>> from numpyro.infer import MCMC
+    >>> rbm = pgm.RBM(weights=jnp.ones((3, 2)))
+    >>> mcmc = MCMC(pgm.BlockGibbs(rbm), num_warmup=5, num_samples=50, num_chains=4,
+    ...             chain_method="vectorized", progress_bar=False)
+    >>> mcmc.run(jax.random.key(0))
+    >>> pgm.diagnose(pgm.to_datatree(mcmc), rbm)["v"].mean.shape
+    (3,)
+    """
+    out = {}
+    posterior, stats = tree["posterior"], tree["sample_stats"]
+    if "energy" in stats:
+        out["energy"] = diagnose_array(stats["energy"].values[..., None])
+    for name, site in model.sites.items():
+        if name in posterior:
+            out[name] = diagnose_array(encoded_draws(posterior[name].values, site))
+    return out
+
+
+def encoded_draws(values: np.ndarray, site: Site) -> np.ndarray:
+    """Return T(x) of draws, shape ``(chain, draw, statistics)``."""
+    flat = values.reshape(*values.shape[:2], -1)
+    if not site.event:
+        return flat
+    one_hot = flat[..., None] == site.states
+    return one_hot.reshape(*flat.shape[:2], -1).astype(np.int8)
+
+
+def diagnose_array(draws: np.ndarray) -> Diagnosis:
+    """Return the diagnosis of statistics, shape ``(chain, draw, statistics)``."""
+    draws = np.asarray(draws, np.float64)
+    still = (draws == draws[:, :1]).all(axis=1)
+    frozen = still.all(axis=0)
+    stuck = frozen & (draws[:, 0] != draws[:1, 0]).any(axis=0)
+    size = draws.shape[-1]
+    nan = np.full(size, np.nan)
+    bulk, tail, rhat, mcse = (nan.copy() for _ in range(4))
+    moving = np.flatnonzero(~frozen & np.isfinite(draws).all(axis=(0, 1)))
+    if len(moving) and draws.shape[1] >= 4:
+        part = draws[..., moving]
+        # a folded or an indicator statistic of a two-valued unit may be constant
+        with np.errstate(invalid="ignore", divide="ignore"):
+            bulk[moving] = az.ess(part, method="bulk")
+            tail[moving] = az.ess(part, method="tail")
+            rhat[moving] = az.rhat(part)
+            mcse[moving] = az.mcse(part)
+    rhat[stuck] = np.inf
+    return Diagnosis(
+        mean=draws.mean(axis=(0, 1)),
+        sd=draws.std(axis=(0, 1)),
+        mcse=mcse,
+        ess_bulk=bulk,
+        ess_tail=tail,
+        rhat=rhat,
+        frozen=frozen,
+        stuck=stuck,
+    )

@@ -1,0 +1,6 @@
+"""Learning loops: contrastive learning with any optax optimiser, and EM."""
+
+from pgm_energy.learning.contrastive import CD, PCD
+from pgm_energy.learning.loop import LearningResult
+
+__all__ = ["CD", "PCD", "LearningResult"]

@@ -1,12 +1,30 @@
-"""Energy models that are NumPyro models: samplers, learning loops and diagnostics from one energy."""
+"""Energy models that are NumPyro models; samplers, learning and diagnosis from one energy."""
 
 from pgm_energy._struct import replace, static, struct
 from pgm_energy.energy import EnergyModel
+from pgm_energy.enumeration import ExactResult, exact
+from pgm_energy.evaluation import (
+    Evaluation,
+    evaluate,
+    log_likelihood,
+    pseudo_log_likelihood,
+)
 from pgm_energy.infer import BlockGibbs
 from pgm_energy.kernels.gibbs import GibbsInfo, gibbs_kernel
 from pgm_energy.learning import CD, PCD
-from pgm_energy.models import RBM, BoltzmannMachine
+from pgm_energy.models import (
+    RBM,
+    BernoulliMixture,
+    BoltzmannMachine,
+    CategoricalMixture,
+    GaussianMixture,
+    Independent,
+    PottsMachine,
+    SparseBoltzmannMachine,
+    ising_lattice,
+)
 from pgm_energy.natural import Natural
+from pgm_energy.partition import LogPartition, log_partition
 from pgm_energy.predict import impute, latent_mean, reconstruct, sample
 from pgm_energy.sites import Binary, Categorical, Real, Spin
 from pgm_energy.structure import Block, Blocks, blocks

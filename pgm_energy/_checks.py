@@ -21,7 +21,7 @@ def require_key(rng_key: Any) -> jax.Array:
     """
     if isinstance(rng_key, jax.Array | np.ndarray):
         if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) and rng_key.shape == ():
-            return rng_key
+            return jnp.asarray(rng_key)
         if rng_key.dtype == np.uint32 and rng_key.shape == (2,):
             return jnp.asarray(rng_key)
         came = f"an array of dtype {rng_key.dtype} and shape {rng_key.shape}"
@@ -31,9 +31,20 @@ def require_key(rng_key: Any) -> jax.Array:
 
 
 def is_key_batch(rng_key: jax.Array) -> bool:
-    """Whether ``rng_key`` holds several keys, as NumPyro passes them for vectorised chains."""
-    single = 0 if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key) else 1
-    return rng_key.ndim > single
+    """Whether ``rng_key`` holds several keys, as NumPyro passes them for vectorised chains.
+
+    Raises
+    ------
+    TypeError
+        If it is neither one key nor a row of keys.
+    """
+    rank = getattr(rng_key, "ndim", 0)
+    typed = rank and jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    if (typed and rank == 1) or (not typed and rank == 2):
+        require_key(rng_key[0])
+        return True
+    require_key(rng_key)
+    return False
 
 
 def require_count(name: str, value: Any, minimum: int = 1) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-T = TypeVar("T")
 
 _STATIC = "pgm_energy.static"
 
@@ -36,6 +35,9 @@ class StaticArray:
 
     __slots__ = ("_hash", "array")
 
+    array: np.ndarray
+    _hash: int
+
     def __init__(self, array: Any) -> None:
         values = np.array(array, copy=True)
         if values.dtype.kind not in "biu":
@@ -45,9 +47,7 @@ class StaticArray:
             )
         values.setflags(write=False)
         object.__setattr__(self, "array", values)
-        object.__setattr__(
-            self, "_hash", hash((values.shape, values.dtype.str, values.tobytes()))
-        )
+        object.__setattr__(self, "_hash", hash((values.shape, values.dtype.str, values.tobytes())))
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("a StaticArray is immutable")
@@ -122,10 +122,8 @@ def _coerce(owner: str, name: str, value: Any) -> Any:
         raise TypeError(f"{owner}.{name} must be real numbers, got dtype {jnp.result_type(x)}")
 
     if isinstance(value, list | tuple):  # a nested list of numbers is meant as one array
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             value = np.asarray(value, dtype=np.result_type(float))
-        except (TypeError, ValueError):
-            pass
     return jax.tree.map(leaf, value)
 
 
@@ -144,7 +142,7 @@ def _check_finite(owner: str, name: str, value: Any) -> None:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static,))
-def struct(cls: type[T]) -> type[T]:
+def struct[T](cls: type[T]) -> type[T]:
     """Return the class as a frozen, keyword-only, final dataclass that is a JAX pytree.
 
     Fields hold floating arrays (or trees of them) and are leaves; fields declared with
@@ -200,7 +198,7 @@ def struct(cls: type[T]) -> type[T]:
         if validate is not None:
             validate()
 
-    def __init_subclass__(subclass: type, **kwargs: Any) -> None:
+    def __init_subclass__(subclass: Any, /, **kwargs: Any) -> None:
         raise TypeError(
             f"{cls.__name__} is final: {subclass.__name__} cannot extend it; "
             "write a new energy model that holds one instead"
@@ -226,7 +224,7 @@ def struct(cls: type[T]) -> type[T]:
             tuple(getattr(self, name) for name in static_names),
         )
 
-    def unflatten(aux: tuple[Any, ...], children: tuple[Any, ...]) -> T:
+    def unflatten(aux: Any, children: Any) -> T:
         self = object.__new__(cls)
         for name, value in zip(data_names, children, strict=True):
             object.__setattr__(self, name, value)
@@ -238,6 +236,6 @@ def struct(cls: type[T]) -> type[T]:
     return cls
 
 
-def replace(instance: T, **changes: Any) -> T:
+def replace[T](instance: T, **changes: Any) -> T:
     """Return a copy of a struct with fields changed (checked like a new one)."""
     return dataclasses.replace(instance, **changes)  # type: ignore[type-var]

@@ -43,13 +43,14 @@ class Diagnosis(NamedTuple):
     mean, sd
         Moments over all chains and draws.
     mcse
-        Monte Carlo standard error of the mean; NaN where the statistic is frozen.
+        Monte Carlo standard error of the mean; NaN where the statistic never moved.
     ess_bulk, ess_tail
-        Effective sample sizes (counts); NaN where the statistic is frozen.
+        Effective sample sizes (counts); NaN where the statistic never moved. A statistic with
+        two values has no tail of its own: both are the same.
     rhat
-        Rank-normalised split R-hat; NaN where frozen, infinite where stuck.
+        Rank-normalised split R-hat; NaN where the statistic never moved, infinite where stuck.
     frozen
-        Whether the statistic has one value in all draws of each chain.
+        Whether the statistic keeps one value in all draws of each chain.
     stuck
         Whether it is frozen at values that differ between chains: proof that nothing mixes.
     """
@@ -174,6 +175,7 @@ def build_datatree(
     ``fields`` are statistics of the kernel by NumPyro's names; see :func:`to_datatree`.
     """
     observed = dict(observed or {})
+    samples = {name: _stored(value, sampled.sites.get(name)) for name, value in samples.items()}
     stats = _statistics(fields)
     energy = stats.pop("potential_energy", None)
     if energy is None:
@@ -201,6 +203,11 @@ def _statistics(fields: Mapping[str, Any]) -> Samples:
             new = _RENAMED.get(name, name.replace(".", "_"))
             stats[new] = np.asarray(value)
     return stats
+
+
+def _stored(value: np.ndarray, site: Site | None) -> np.ndarray:
+    """Draws in the storage type of their site: NumPyro's kernels keep bits in int32."""
+    return value.astype(site.dtype) if site is not None and site.is_discrete else value
 
 
 def _flip_rate(values: np.ndarray) -> np.ndarray:
@@ -328,8 +335,8 @@ def _assemble(
     names = dimension_names(sites)
     posterior: dict[str, xr.Variable] = {}
     frozen: dict[str, xr.Variable] = {}
-    for name, value in samples.items():
-        site = sites.get(name)
+    for name in [*(k for k in sites if k in samples), *(k for k in samples if k not in sites)]:
+        site, value = sites.get(name), samples[name]
         rank = 2 + (len(site.shape) if site is not None else value.ndim - 2)
         rows = tuple(f"{name}_row_{i}" for i in range(value.ndim - rank))
         own = names[name] if site is not None else tuple(
@@ -455,15 +462,18 @@ def diagnose_array(draws: np.ndarray) -> Diagnosis:
     size = draws.shape[-1]
     nan = np.full(size, np.nan)
     bulk, tail, rhat, mcse = (nan.copy() for _ in range(4))
-    moving = np.flatnonzero(~frozen & np.isfinite(draws).all(axis=(0, 1)))
+    moving = np.flatnonzero((~frozen | stuck) & np.isfinite(draws).all(axis=(0, 1)))
     if len(moving) and draws.shape[1] >= 4:
         part = draws[..., moving]
         # a folded or an indicator statistic of a two-valued unit may be constant
         with np.errstate(invalid="ignore", divide="ignore"):
             bulk[moving] = az.ess(part, method="bulk")
-            tail[moving] = az.ess(part, method="tail")
+            tail[moving] = az.ess(part, method="tail", prob=(0.05, 0.95))
             rhat[moving] = az.rhat(part)
             mcse[moving] = az.mcse(part)
+        low, high = part.min(axis=(0, 1)), part.max(axis=(0, 1))
+        two_valued = ((part == low) | (part == high)).all(axis=(0, 1))
+        tail[moving] = np.where(two_valued, bulk[moving], tail[moving])
     rhat[stuck] = np.inf
     return Diagnosis(
         mean=draws.mean(axis=(0, 1)),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from pgm_energy.sites import Site
 
 __all__ = ["EnergyModel", "Natural"]
 
+
 class _NeedsDiscreteKernel(str):
     """Entry of ``infer={"enumerate": ...}`` that explains itself when NumPyro prints it.
 
@@ -29,12 +31,15 @@ class _NeedsDiscreteKernel(str):
 
     __slots__ = ("owner", "site")
 
+    owner: str
+    site: str
+
     def __new__(cls, owner: str, site: str) -> _NeedsDiscreteKernel:
         self = super().__new__(cls, "sequential")
         self.owner, self.site = owner, site
         return self
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         return self.owner, self.site
 
     def __format__(self, spec: str) -> str:
@@ -43,6 +48,23 @@ class _NeedsDiscreteKernel(str):
             f"BlockGibbs, sum the site out with marginalize(model, {self.site!r}), or sample "
             "the continuous twin relax(model)"
         )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _not_random(owner: str, leaf: jax.Array) -> jax.Array:
+    """The identity on a parameter that nobody may differentiate with respect to."""
+    return leaf
+
+
+@functools.partial(_not_random.defjvp, symbolic_zeros=True)
+def _refuse_random(owner: str, primals: Any, tangents: Any) -> Any:
+    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+        raise ValueError(
+            f"the parameters of {owner} are random here, but its density is unnormalised: its "
+            "log-normaliser depends on them and is missing, so the posterior would be wrong. Keep "
+            "the parameters fixed, learn them with PCD, or use a model whose log Z is known"
+        )
+    return primals[0], tangents[0]
 
 
 class EnergyModel(ABC):
@@ -82,7 +104,7 @@ class EnergyModel(ABC):
         """The named sites, in order."""
 
     @abstractmethod
-    def energy(self, **values: jax.Array) -> jax.Array:
+    def energy(self, *args: Any, **values: Any) -> jax.Array:
         """Return E(x), a scalar in nats, of one encoded configuration."""
 
     # ---- what an author may override -------------------------------------------------------
@@ -151,8 +173,12 @@ class EnergyModel(ABC):
         be zero is never read as a missing edge. Override it where random parameters are not
         valid ones.
         """
-        for fill in (_fill_normal, _fill_uniform):
-            candidate = self._generic(rng_key, fill)
+        return self._first_finite(lambda fill: self._generic(rng_key, fill))
+
+    def _first_finite(self, make: Callable[[Callable[..., Any]], Any]) -> Any:
+        """The first of the models made with one way to fill leaves whose energy is finite."""
+        for fill in (_fill_normal, _fill_uniform, _fill_near):
+            candidate = make(fill)
             if candidate._is_finite_somewhere():
                 return candidate
         raise ValueError(
@@ -167,7 +193,11 @@ class EnergyModel(ABC):
         transformation keeps: ``condition`` is probed as the model that it conditions, which may
         have more sites.
         """
-        return self.generic(rng_key)
+        return self._first_finite(lambda fill: self._opened(rng_key, fill))
+
+    def _opened(self, rng_key: jax.Array, fill: Callable[..., Any]) -> EnergyModel:
+        """``_generic`` with the data that transformations keep open; they pass it inwards."""
+        return self._generic(rng_key, fill)
 
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         """``generic`` with one way to fill the leaves; transformations pass it inwards."""
@@ -182,11 +212,18 @@ class EnergyModel(ABC):
         rng = np.random.default_rng(0)
         values = {}
         for name, site in self.sites.items():
-            raw = rng.choice(site.states, site.shape) if site.is_discrete else rng.normal(
-                size=site.shape
+            raw = (
+                rng.choice(site.states, site.shape)
+                if site.is_discrete
+                else rng.normal(size=site.shape)
             )
             values[name] = site.encode(raw)
         return bool(np.isfinite(np.asarray(self.energy(**values))))
+
+    @property
+    def known_log_partition(self) -> jax.Array | None:
+        """Log Z, nats, of a model that knows it (a mixture: 0); None of all others."""
+        return None
 
     # ---- derived ---------------------------------------------------------------------------
 
@@ -238,9 +275,7 @@ class EnergyModel(ABC):
 
         if not lead:
             return energy(values)
-        flat = {
-            k: jnp.reshape(v, (-1, *self.sites[k].shape)) for k, v in values.items()
-        }
+        flat = {k: jnp.reshape(v, (-1, *self.sites[k].shape)) for k, v in values.items()}
         return jax.vmap(energy)(flat).reshape(lead)
 
     def check_values(self, values: Values) -> tuple[dict[str, Any], tuple[int, ...]]:
@@ -289,9 +324,7 @@ class EnergyModel(ABC):
                     f"{', '.join(map(repr, self.sites))}"
                 )
 
-    def conditional(
-        self, site: str, values: Values, index: Any | None = None
-    ) -> dist.Distribution:
+    def conditional(self, site: str, values: Values, index: Any | None = None) -> dist.Distribution:
         """Return p(x_site[index] given the rest) as a NumPyro distribution over raw values.
 
         Parameters
@@ -371,7 +404,11 @@ class EnergyModel(ABC):
             )
         rank = max(len(site.shape) for site in self.sites.values())
         lead = self._plates(values, rank)
-        energy = self._batched_energy(values, lead)
+        model = self
+        if self.known_log_partition is None:
+            guard = functools.partial(_not_random, type(self).__name__)
+            model = jax.tree.map(guard, self)
+        energy = model._batched_energy(values, lead)
         # the unit dimensions of the plates' frame come back as ones, so that plates align
         factor = -energy.reshape(lead + (1,) * rank) if lead else -energy
         numpyro.factor("log_density", factor)
@@ -421,6 +458,8 @@ class EnergyModel(ABC):
             leaves = jax.tree.leaves(value)
             if hasattr(value, "shape") and not isinstance(value, Site | StaticArray):
                 parts.append(f"{field.name}={tuple(value.shape)}")
+            elif isinstance(value, type):
+                parts.append(f"{field.name}={value.__name__}")
             elif isinstance(value, EnergyModel | Site | str | int | float) or not leaves:
                 parts.append(f"{field.name}={value!r}")
             else:
@@ -433,6 +472,13 @@ def _fill_normal(rng_key: jax.Array, leaf: Any) -> jax.Array:
     shape = jnp.shape(leaf)
     scale = 1.0 / np.sqrt(max(shape)) if len(shape) > 1 else 1.0
     return scale * jax.random.normal(rng_key, shape, jnp.result_type(float))
+
+
+def _fill_near(rng_key: jax.Array, leaf: Any) -> jax.Array:
+    """Values near the given ones: they stay valid where validity is an open condition."""
+    if isinstance(leaf, jax.core.Tracer):
+        return _fill_normal(rng_key, leaf)
+    return jnp.asarray(leaf, jnp.result_type(float)) + 0.1 * _fill_normal(rng_key, leaf)
 
 
 def _fill_uniform(rng_key: jax.Array, leaf: Any) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from pgm_energy._checks import require_count, require_key
 from pgm_energy._struct import StaticArray, is_concrete
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Values
@@ -50,7 +51,9 @@ class StateSpace:
         free = []
         for name in names:
             mask = model.free_units(name)
-            free.append(None if mask is None else StaticArray(np.flatnonzero(mask)))
+            free.append(
+                None if mask is None else StaticArray(np.flatnonzero(mask).astype(np.int32))
+            )
         return cls(tuple((name, model.sites[name]) for name in names), tuple(free))
 
     def counts(self) -> list[int]:
@@ -300,13 +303,13 @@ class ExactResult:
         """Raw values of every state, by discrete site, ``(num_states, *shape)``."""
         if not self.space.sites:
             return {}
-        numbers = jnp.arange(self.num_states)
-        values = jax.jit(jax.vmap(lambda n: self.model_clamp(self.space.values(n))))(numbers)
-        return {name: np.asarray(value) for name, value in values.items()}
+        with jax.enable_x64(True):
+            values = jax.jit(jax.vmap(self._state))(jnp.arange(self.num_states))
+            return {name: np.asarray(value) for name, value in values.items()}
 
-    def model_clamp(self, values: Values) -> dict[str, Any]:
-        """Return values of the discrete sites with clamped units at theirs."""
-        return self.reduced.clamp(values)
+    def _state(self, number: jax.Array) -> dict[str, Any]:
+        """Raw values of the discrete sites in one state, clamped units at theirs."""
+        return self.reduced.clamp(self.space.values(number)) if self.space.sites else {}
 
     def expectation(self, fn: Callable[[dict[str, jax.Array]], Any]) -> Any:
         """Return E[fn(values)], ``fn`` of the raw values of the discrete sites, one state.
@@ -323,7 +326,7 @@ class ExactResult:
 
             def part(xs: Any) -> Any:
                 some, weight = xs
-                out = jax.vmap(lambda n: fn(self.model_clamp(self.space.values(n))))(some)
+                out = jax.vmap(lambda n: fn(self._state(n)))(some)
                 return jax.tree.map(lambda x: jnp.tensordot(weight, x * 1.0, axes=1), out)
 
             parts = jax.jit(lambda xs: jax.lax.map(part, xs))(
@@ -345,35 +348,27 @@ class ExactResult:
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         """Return independent draws from the exact law, ``(num_samples, *shape)`` by site."""
-        first, second = jax.random.split(rng_key)
+        rng_key = require_key(rng_key)
+        require_count("num_samples", num_samples)
         cumulative = np.cumsum(self.probabilities)
-        uniform = np.asarray(jax.random.uniform(first, (num_samples,)), dtype=float)
-        low = np.asarray(jax.random.uniform(jax.random.fold_in(first, 1), (num_samples,)), float)
-        uniform = uniform + low * 2.0**-23  # float32 alone would round small probabilities away
-        numbers = np.searchsorted(cumulative / cumulative[-1], uniform, side="right")
-        numbers = np.minimum(numbers, self.num_states - 1)
-        # no state of probability zero: the last one is stepped back from
-        numbers = np.minimum(numbers, int(np.flatnonzero(self.probabilities)[-1]))
-        values = jax.vmap(lambda n: self.model_clamp(self.space.values(n)))(jnp.asarray(numbers))
-        chain = list(_chain(self.reduced))
-        if chain:
+        chain = _chain(self.reduced)
 
-            def draw(key: jax.Array, values: Any) -> Any:
-                for marginal, own in zip(chain, jax.random.split(key, len(chain)), strict=True):
-                    law = marginal.model.conditional(
-                        marginal.site, {**_references(marginal.model), **values}
-                    )
-                    site = marginal.model.sites[marginal.site]
-                    values = {**values, marginal.site: site.cast(law.sample(own))}
-                return self.model.clamp(values)
+        def draw(key: jax.Array, number: jax.Array) -> dict[str, jax.Array]:
+            values = self._state(number)
+            for marginal, own in zip(chain, jax.random.split(key, len(chain)), strict=True):
+                inner, site = marginal.model, marginal.model.sites[marginal.site]
+                law = inner.conditional(marginal.site, {**_references(inner), **values})
+                values[marginal.site] = site.cast(law.sample(own))
+            return self.model.clamp(values)
 
-            if values:
-                values = jax.vmap(draw)(jax.random.split(second, num_samples), values)
-            else:
-                values = jax.vmap(lambda key: draw(key, {}))(
-                    jax.random.split(second, num_samples)
-                )
-        return {name: site.cast(values[name]) for name, site in self.model.sites.items()}
+        with jax.enable_x64(True):
+            first, second = jax.random.split(rng_key)
+            uniform = np.asarray(jax.random.uniform(first, (num_samples,), jnp.float64))
+            numbers = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+            values = jax.jit(jax.vmap(draw))(
+                jax.random.split(second, num_samples), jnp.asarray(numbers)
+            )
+            return {name: site.cast(values[name]) for name, site in self.model.sites.items()}
 
     def __repr__(self) -> str:
         return (
@@ -486,7 +481,7 @@ def _marginals(
     model: EnergyModel, space: StateSpace, probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Probabilities of the states of each unit; clamped units are certain."""
-    filler = model.clamp(_references(model)) if space.sites else {}
+    filler = model.clamp(_references(model))
     marginals, before = {}, 1
     for (name, site), free, count in zip(space.sites, space.free, space.counts(), strict=True):
         num = len(site.states)
@@ -509,7 +504,7 @@ def _summed_means(
         return {}
 
     def means(number: jax.Array) -> dict[str, jax.Array]:
-        values: dict[str, Any] = dict(reduced.clamp(space.values(number))) if space.sites else {}
+        values: dict[str, Any] = reduced.clamp(space.values(number)) if space.sites else {}
         out = {}
         for marginal in chain:
             # an inner mean is affine in the other real sites, so their means stand for them

@@ -138,8 +138,8 @@ class BlockGibbs(MCMCKernel):
         del num_warmup  # nothing is adapted
         fixed = self._fixed(model_args, model_kwargs)
         kernel = self._kernel(fixed)
-        given = self._check_init_params(init_params, fixed)
         batch = is_key_batch(rng_key)
+        given = self._check_init_params(init_params, fixed, rng_key.shape[:1] if batch else ())
 
         def first(key: jax.Array, given: dict[str, jax.Array]) -> BlockGibbsState:
             key, start = jax.random.split(key)
@@ -171,15 +171,13 @@ class BlockGibbs(MCMCKernel):
         kernel = self._kernel(fixed)
 
         def step(key: jax.Array, z: dict[str, jax.Array]) -> BlockGibbsState:
-            key, *sweep_keys = jax.random.split(key, self._num_sweeps + 1)
+            keys = jax.random.split(key, self._num_sweeps + 1)
             values: dict[str, Any] = {**z, **fixed}
             if self._num_sweeps == 1:
-                values, info = kernel(sweep_keys[0], values, self._energy_model)
+                values, info = kernel(keys[1], values, self._energy_model)
             else:
                 values, infos = jax.lax.scan(
-                    lambda x, k: kernel(k, x, self._energy_model),
-                    self._cast(values),
-                    jnp.stack(sweep_keys),
+                    lambda x, k: kernel(k, x, self._energy_model), self._cast(values), keys[1:]
                 )
                 info = jax.tree.map(lambda x: x[-1], infos)
             moved = {
@@ -187,7 +185,7 @@ class BlockGibbs(MCMCKernel):
                 for name in state.flip_rate
             }
             new = {name: values[name] for name in z}
-            return BlockGibbsState(new, info.energy, moved, key)
+            return BlockGibbsState(new, info.energy, moved, keys[0])
 
         if not is_key_batch(state.rng_key):
             return step(state.rng_key, state.z)
@@ -268,7 +266,9 @@ class BlockGibbs(MCMCKernel):
                 )
         return GibbsKernel(self._blocks.restrict(free))
 
-    def _check_init_params(self, init_params: Any, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    def _check_init_params(
+        self, init_params: Any, fixed: Mapping[str, Any], lead: tuple[int, ...]
+    ) -> dict[str, Any]:
         if init_params is None:
             return {}
         model = self._energy_model
@@ -281,6 +281,12 @@ class BlockGibbs(MCMCKernel):
         for name, value in init_params.items():
             if name in fixed:
                 raise ValueError(f"init_params gives site {name!r}, which is observed")
+            expected = lead + model.sites[name].shape
+            if np.shape(value) != expected:
+                raise ValueError(
+                    f"init_params[{name!r}] must have shape {expected}"
+                    f"{' (chains first)' if lead else ''}, got {np.shape(value)}"
+                )
             given[name] = model.sites[name].cast(value)
         return given
 
@@ -293,4 +299,3 @@ def _schedule(model: EnergyModel, given: Blocks | Sequence[str | Block] | None) 
 
 def _identity(values: Any) -> Any:
     return values
-

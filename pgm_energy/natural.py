@@ -52,7 +52,7 @@ def select(array: jax.Array, site: Site, index: jax.Array | None) -> jax.Array:
     """Return the rows of an encoded or raw site-shaped array that belong to flat units."""
     if index is None:
         return array
-    return array.reshape((site.size,) + array.shape[len(site.shape) :])[index]
+    return array.reshape((site.size, *array.shape[len(site.shape) :]))[index]
 
 
 def derive_natural_parameters(

@@ -89,7 +89,9 @@ def sample(
     rng_key = require_key(rng_key)
     _require_model(model, "sample")
     num_samples = require_count("num_samples", num_samples)
-    num_chains = require_count("num_chains", min(16, num_samples) if num_chains is None else num_chains)
+    num_chains = require_count(
+        "num_chains", min(16, num_samples) if num_chains is None else num_chains
+    )
     num_warmup = require_count("num_warmup", num_warmup, 0)
     num_sweeps = require_count("num_sweeps", num_sweeps)
     draws = math.ceil(num_samples / num_chains)

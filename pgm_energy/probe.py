@@ -164,15 +164,13 @@ def _residuals(
         t_start, t_end = site.encode(present), site.encode(block)
         delta = t_end - t_start
         if isinstance(site, Real):
-            precision = natural.precision
+            precision: Any = natural.precision
             if coupled or site.is_matrix(natural.eta, precision):
                 linear = site.quadratic(t_end, natural.eta, precision) - site.quadratic(
                     t_start, natural.eta, precision
                 )
             else:
-                linear = jnp.sum(
-                    natural.eta * delta - 0.5 * precision * (t_end**2 - t_start**2)
-                )
+                linear = jnp.sum(natural.eta * delta - 0.5 * precision * (t_end**2 - t_start**2))
         else:
             linear = jnp.sum(natural.eta * delta)
             if kind == "sequential":
@@ -185,7 +183,7 @@ def _residuals(
         if natural.rest is not None and (index is None or kind == "joint"):
             known = natural.rest - jnp.sum(natural.eta * t_start)
             if isinstance(site, Real):
-                known = natural.rest - site.quadratic(t_start, natural.eta, natural.precision)
+                known = natural.rest - site.quadratic(t_start, natural.eta, precision)
             known_residual = jnp.abs(known - start) / scale
             residual = jnp.maximum(residual, jnp.where(jnp.all(mask), known_residual, 0.0))
         return residual, start
@@ -485,8 +483,9 @@ def require_block(model: EnergyModel, name: str, units: np.ndarray | None) -> bo
 def require_positive_definite(model: EnergyModel) -> None:
     """Refuse a model whose energy is not convex over all its real units together.
 
-    Checked at the model's own parameters, at random values of the other sites; parameters that
-    are being traced cannot be looked at and pass.
+    Checked at the model's own parameters, at random values of the other sites and wherever all
+    discrete units are in the same state; parameters that are being traced cannot be looked at
+    and pass. Of several real sites each must also be convex by itself wherever the others are.
 
     Raises
     ------
@@ -498,34 +497,47 @@ def require_positive_definite(model: EnergyModel) -> None:
     total = sum(exam.sites[name].size for name in names)
     if not names or total > DENSE_LIMIT or not is_concrete(model):
         return
-    count = 16 if total <= 64 else 2
-    discrete = random_values(exam.sites, count, np.random.default_rng(3))
-    for i in range(count):
-        with eager_float64():
-            raw = {
-                name: value[i] if exam.sites[name].is_discrete else value[i] * 0.0
-                for name, value in discrete.items()
-            }
-            point = {name: np.asarray(value) for name, value in model.encode(raw).items()}
-            double = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), model)
-            hessian = np.asarray(_joint_hessian(double, point, names=names))
-        if not np.isfinite(hessian).all():
-            smallest, unit = np.nan, 0
+    random = random_values(exam.sites, 16 if total <= 64 else 2, np.random.default_rng(3))
+    discrete = {name: site for name, site in exam.sites.items() if site.is_discrete}
+    most = max((len(site.states) for site in discrete.values()), default=0)
+    for name, site in exam.sites.items():  # no state of a mixture is left to chance
+        if site.is_discrete:
+            same = site.states[np.arange(most) % len(site.states)]
+            same = np.broadcast_to(same.reshape((-1,) + (1,) * len(site.shape)), (most, *site.shape))
         else:
-            eigenvalues, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
-            smallest, unit = float(eigenvalues[0]), int(np.argmax(np.abs(vectors[:, 0])))
-            # rounding of float32 parameters cannot make a valid precision singular
-            if smallest > 1e-12 * max(1.0, float(eigenvalues[-1])):
-                continue
-        for name in names:
-            if unit < exam.sites[name].size:
-                break
-            unit -= exam.sites[name].size
-        raise ValueError(
-            f"the precision of the real sites {names} of {exam.owner} is not positive definite: "
-            f"smallest eigenvalue {smallest:.3g}, mostly in {exam.unit_name(name, unit)}; such a "
-            "density cannot be normalised: increase the precision or weaken the couplings"
-        )
+            same = np.zeros((most, *site.shape))
+        random[name] = np.concatenate([random[name], same])
+    for i in range(len(random[names[0]])):
+        raw = {name: value[i] for name, value in random.items()}
+        _check_convex(model, exam, {**raw, **{name: raw[name] * 0.0 for name in names}}, names)
+        if len(names) > 1:
+            for name in names:
+                _check_convex(model, exam, raw, (name,))
+
+
+def _check_convex(model: EnergyModel, exam: Probe, raw: Raw, names: tuple[str, ...]) -> None:
+    """Refuse a Hessian over some real sites, at raw values, that is not positive definite."""
+    with eager_float64():
+        point = {name: np.asarray(value) for name, value in model.encode(raw).items()}
+        double = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), model)
+        hessian = np.asarray(_joint_hessian(double, point, names=names))
+    if not np.isfinite(hessian).all():
+        smallest, unit = np.nan, 0
+    else:
+        eigenvalues, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
+        smallest, unit = float(eigenvalues[0]), int(np.argmax(np.abs(vectors[:, 0])))
+        # rounding of float32 parameters cannot make a valid precision singular
+        if smallest > 1e-12 * max(1.0, float(eigenvalues[-1])):
+            return
+    for name in names:
+        if unit < exam.sites[name].size:
+            break
+        unit -= exam.sites[name].size
+    raise ValueError(
+        f"the precision of the real sites {names} of {exam.owner} is not positive definite: "
+        f"smallest eigenvalue {smallest:.3g}, mostly in {exam.unit_name(name, unit)}; such a "
+        "density cannot be normalised: increase the precision or weaken the couplings"
+    )
 
 
 def as_index(site: Site, name: str, index: Any) -> np.ndarray:
@@ -549,11 +561,7 @@ def as_index(site: Site, name: str, index: Any) -> np.ndarray:
         )
     outside = units[(units < 0) | (units >= site.size)]
     if outside.size:
-        raise ValueError(
-            f"site {name!r} has units 0 to {site.size - 1}, got {int(outside[0])}"
-        )
+        raise ValueError(f"site {name!r} has units 0 to {site.size - 1}, got {int(outside[0])}")
     if np.unique(units).size != units.size:
         raise ValueError(f"a block of site {name!r} lists a unit twice: {index!r}")
     return units.astype(np.int32)
-
-

@@ -41,7 +41,7 @@ class SpinDistribution(dist.Distribution):
         self.eta = jnp.asarray(eta)
         super().__init__(batch_shape=jnp.shape(eta), validate_args=validate_args)
 
-    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
+    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw spins (int8, -1 or +1)."""
         eta = jnp.broadcast_to(self.eta, sample_shape + self.batch_shape)
         return Spin(eta.shape).sample(key, eta)
@@ -76,10 +76,11 @@ def _as_shape(shape: int | tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(n) for n in given)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Site(ABC):
-    """A named group of units of one family. Use :class:`Binary`, :class:`Spin`,
-    :class:`Categorical` or :class:`Real`.
+    """A named group of units of one family.
+
+    Use :class:`Binary`, :class:`Spin`, :class:`Categorical` or :class:`Real`.
 
     Parameters
     ----------
@@ -90,7 +91,7 @@ class Site(ABC):
     """
 
     shape: tuple[int, ...]
-    dims: tuple[str, ...] = ()
+    dims: tuple[str, ...]
 
     #: word used in tables and messages
     family: ClassVar[str]
@@ -98,12 +99,16 @@ class Site(ABC):
     dtype: ClassVar[Any]
     is_discrete: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", _as_shape(self.shape))
-        dims = (self.dims,) if isinstance(self.dims, str) else tuple(self.dims)
-        if dims and len(dims) != len(self.shape):
-            raise ValueError(f"dims {dims} name {len(dims)} dimensions, the shape is {self.shape}")
-        object.__setattr__(self, "dims", dims)
+    def __init__(
+        self, shape: int | tuple[int, ...], dims: str | tuple[str, ...] | list[str] = ()
+    ) -> None:
+        object.__setattr__(self, "shape", _as_shape(shape))
+        names = (dims,) if isinstance(dims, str) else tuple(dims)
+        if names and len(names) != len(self.shape):
+            raise ValueError(
+                f"dims {names} name {len(names)} dimensions, the shape is {self.shape}"
+            )
+        object.__setattr__(self, "dims", names)
 
     @property
     def size(self) -> int:
@@ -149,9 +154,7 @@ class Site(ABC):
         """Draw raw values given natural parameters."""
 
     @abstractmethod
-    def distribution(
-        self, eta: jax.Array, precision: jax.Array | None = None
-    ) -> dist.Distribution:
+    def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         """Return the law as a NumPyro distribution over raw values, units in the batch."""
 
     @abstractmethod
@@ -228,7 +231,7 @@ def _float(values: Any) -> jax.Array:
     return values.astype(jnp.result_type(float))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Binary(Site):
     """Units with values 0 and 1; T(x) = x, A(eta) = softplus(eta), P(1) = sigmoid(eta).
 
@@ -264,9 +267,7 @@ class Binary(Site):
         uniform = jax.random.uniform(rng_key, eta.shape, eta.dtype)
         return (uniform < jax.nn.sigmoid(eta)).astype(jnp.int8)
 
-    def distribution(
-        self, eta: jax.Array, precision: jax.Array | None = None
-    ) -> dist.Distribution:
+    def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return dist.Bernoulli(logits=eta)
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
@@ -276,7 +277,7 @@ class Binary(Site):
         return PIN * (2.0 * self.encode(values) - 1.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Spin(Site):
     """Units with values -1 and +1; T(x) = x, A(eta) = log 2cosh(eta), P(+1) = sigmoid(2 eta).
 
@@ -312,16 +313,14 @@ class Spin(Site):
         uniform = jax.random.uniform(rng_key, eta.shape, eta.dtype)
         return jnp.where(uniform < jax.nn.sigmoid(2.0 * eta), 1, -1).astype(jnp.int8)
 
-    def distribution(
-        self, eta: jax.Array, precision: jax.Array | None = None
-    ) -> dist.Distribution:
+    def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return SpinDistribution(eta)
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
         return ~((values == -1) | (values == 1))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Categorical(Site):
     """Units with values 0..K-1; T(x) is one-hot, A(eta) = logsumexp(eta).
 
@@ -338,20 +337,21 @@ class Categorical(Site):
     (3, 5)
     """
 
-    num_states: int = 0
+    num_states: int
 
     family: ClassVar[str] = "categorical"
     dtype: ClassVar[Any] = jnp.int32
 
     def __init__(
-        self, num_states: int, shape: int | tuple[int, ...], dims: tuple[str, ...] = ()
+        self,
+        num_states: int,
+        shape: int | tuple[int, ...],
+        dims: str | tuple[str, ...] | list[str] = (),
     ) -> None:
         if not isinstance(num_states, int | np.integer) or num_states < 1:
             raise ValueError(f"num_states must be a positive integer, got {num_states!r}")
         object.__setattr__(self, "num_states", int(num_states))
-        object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "dims", dims)
-        self.__post_init__()
+        super().__init__(shape, dims)
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -386,9 +386,7 @@ class Categorical(Site):
     ) -> jax.Array:
         return jax.random.categorical(rng_key, eta, axis=-1).astype(jnp.int32)
 
-    def distribution(
-        self, eta: jax.Array, precision: jax.Array | None = None
-    ) -> dist.Distribution:
+    def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return dist.Categorical(logits=eta)
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
@@ -396,7 +394,7 @@ class Categorical(Site):
         return ~(inside & (values == np.floor(values)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Real(Site):
     """Real units; given the rest, normal with precision L and mean L^-1 eta.
 
@@ -414,11 +412,20 @@ class Real(Site):
     True
     """
 
-    coupled: bool = False
+    coupled: bool
 
     family: ClassVar[str] = "real"
     dtype: ClassVar[Any] = jnp.float32
     is_discrete: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        dims: str | tuple[str, ...] | list[str] = (),
+        coupled: bool = False,
+    ) -> None:
+        object.__setattr__(self, "coupled", bool(coupled))
+        super().__init__(shape, dims)
 
     @property
     def support_text(self) -> str:
@@ -459,9 +466,7 @@ class Real(Site):
             return solve_triangular(factor.T, white, lower=False).reshape(eta.shape)
         return eta / precision + noise / jnp.sqrt(precision)
 
-    def distribution(
-        self, eta: jax.Array, precision: jax.Array | None = None
-    ) -> dist.Distribution:
+    def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         precision = self._precision(eta, precision)
         if self.is_matrix(eta, precision):
             mean = self.mean(eta, precision).reshape(-1)

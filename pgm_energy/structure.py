@@ -177,8 +177,10 @@ class Blocks:
                 rows.append((str(number), step.site, units, step.describe()))
         widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []
         lines += [
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
-            + "  " + row[3]
+            "  "
+            + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False))
+            + "  "
+            + row[3]
             for row in rows
         ]
         return "\n".join(lines)
@@ -186,9 +188,7 @@ class Blocks:
     __repr__ = __str__
 
 
-def blocks(
-    model: EnergyModel, given: Sequence[str | Block] | None = None
-) -> Blocks:
+def blocks(model: EnergyModel, given: Sequence[str | Block] | None = None) -> Blocks:
     """Return the coloured, verified schedule of one Gibbs sweep over a model.
 
     Parameters
@@ -269,7 +269,7 @@ def verify(schedule: Blocks, model: EnergyModel) -> None:
     for step in schedule.steps:
         if step.kind == "difference":
             continue
-        rows = (None, None)
+        rows: tuple[Any, Any] = (None, None)
         if step.index is not None and step.mask is not None:
             rows = (step.index.array, step.mask.array)
         kind = "joint" if rows[0] is None or rows[0].shape[1] == 1 else step.kind

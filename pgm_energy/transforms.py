@@ -24,7 +24,9 @@ def _wrapped(model: EnergyModel, rng_key: jax.Array, fill: Callable[..., Any]) -
     return model._generic(rng_key, fill)
 
 
-def map_leading(fn: Callable[..., Any], rng_key: jax.Array, samples: Values, site: Site, name: str) -> Any:
+def map_leading(
+    fn: Callable[..., Any], rng_key: jax.Array, samples: Values, site: Site, name: str
+) -> Any:
     """Apply ``fn(rng_key, values)`` to every configuration of batched samples."""
     lead = np.shape(samples[name])[: np.ndim(samples[name]) - len(site.shape)]
     if not lead:
@@ -144,8 +146,8 @@ class Conditioned(EnergyModel):
     def project(self) -> Self:
         return _rebuild(self, model=self.model.project())
 
-    def _probed(self, rng_key: jax.Array) -> EnergyModel:
-        return self.model._probed(rng_key)
+    def _opened(self, rng_key: jax.Array, fill: Callable[..., Any]) -> EnergyModel:
+        return self.model._opened(rng_key, fill)
 
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         given, partial, free = self.given, self.partial, self.free
@@ -156,7 +158,9 @@ class Conditioned(EnergyModel):
         if not is_concrete((partial, free)):  # then any pattern must be allowed for
             free = {name: jnp.ones(self.model.sites[name].shape) for name in free}
             partial = {name: jnp.zeros(self.model.sites[name].encoded_shape) for name in free}
-        double = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), (given, partial, free))
+        double = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.result_type(float)), (given, partial, free)
+        )
         return _rebuild(
             self,
             model=_wrapped(self.model, rng_key, fill),
@@ -330,8 +334,8 @@ class Marginal(EnergyModel):
     def project(self) -> Self:
         return _rebuild(self, model=self.model.project())
 
-    def _probed(self, rng_key: jax.Array) -> EnergyModel:
-        return _rebuild(self, model=self.model._probed(rng_key))
+    def _opened(self, rng_key: jax.Array, fill: Callable[..., Any]) -> EnergyModel:
+        return _rebuild(self, model=self.model._opened(rng_key, fill))
 
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         return _rebuild(self, model=_wrapped(self.model, rng_key, fill))
@@ -474,12 +478,12 @@ class Tempered(EnergyModel):
             beta=jnp.asarray(0.5),
         )
 
-    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+    def _opened(self, rng_key: jax.Array, fill: Callable[..., Any]) -> EnergyModel:
         first, second = jax.random.split(rng_key)
         return _rebuild(
             self,
-            base=self.base._probed(first),
-            target=self.target._probed(second),
+            base=self.base._opened(first, fill),
+            target=self.target._opened(second, fill),
             beta=jnp.asarray(0.5),
         )
 
@@ -559,7 +563,7 @@ class Relaxed(EnergyModel):
         return {"y": Real(self.loadings.shape[1], dims=("twin",))}
 
     def energy(self, y: jax.Array) -> jax.Array:
-        total = 0.0
+        total: Any = 0.0
         for _, site, eta in self._split(self.loadings @ y + self.bias):
             total = total + jnp.sum(site.log_normalizer(eta))
         norm = 0.5 * y.shape[0] * math.log(2.0 * math.pi)
@@ -664,8 +668,12 @@ def relax(model: EnergyModel) -> EnergyModel:
         raise TypeError(f"relax takes an energy model, got {type(model).__name__}")
     for name, site in model.sites.items():
         if not isinstance(site, Binary | Spin):
-            what = "sum it out first with marginalize" if len(model.sites) > 1 else (
-                "sample it directly with NUTS" if isinstance(site, Real) else "use BlockGibbs"
+            what = (
+                "sum it out first with marginalize"
+                if len(model.sites) > 1
+                else (
+                    "sample it directly with NUTS" if isinstance(site, Real) else "use BlockGibbs"
+                )
             )
             raise ValueError(
                 f"relax needs binary or spin sites, site {name!r} is {site.family}: {what}"
@@ -699,9 +707,7 @@ def relax(model: EnergyModel) -> EnergyModel:
     if not keep.any():  # no couplings at all: one entry that says nothing
         keep[-1] = True
     loadings = vectors[:, keep] * np.sqrt(lifted[keep])
-    binary = np.concatenate(
-        [np.full(s.size, isinstance(s, Binary)) for s in model.sites.values()]
-    )
+    binary = np.concatenate([np.full(s.size, isinstance(s, Binary)) for s in model.sites.values()])
     bias = linear - np.where(binary, 0.5 * shift, 0.0)
     offset = constant + 0.5 * shift * float((~binary).sum())
     return Relaxed(
@@ -748,8 +754,13 @@ class Binarized(EnergyModel):
     def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
         return _rebuild(self, model=_wrapped(self.model, rng_key, fill))
 
-    def _probed(self, rng_key: jax.Array) -> EnergyModel:
-        return _rebuild(self, model=self.model._probed(rng_key))
+    def _opened(self, rng_key: jax.Array, fill: Callable[..., Any]) -> EnergyModel:
+        return _rebuild(self, model=self.model._opened(rng_key, fill))
+
+    def clamp(self, values: Values) -> dict[str, Any]:
+        clamped = self.model.clamp(self._spins(values))
+        spin = {name for name, site in self.model.sites.items() if isinstance(site, Spin)}
+        return {k: (v + 1) // 2 if k in spin else v for k, v in clamped.items()}
 
     def free_units(self, site: str) -> np.ndarray | None:
         return self.model.free_units(site)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Before the package is imported, by any test or worker: calls are then checked against their
 # annotations, shapes included. Users of the package do not pay for this.
-jaxtyping.install_import_hook("pgm_energy", "beartype.beartype")
+jaxtyping.install_import_hook("pgm_energy", "type_checking.check")
 
 # Before JAX and matplotlib are: the suite's tolerances are for the CPU, and no window may open.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -230,7 +230,8 @@ def _rows(
     step: Step, site: Site, rng_key: Any, values: dict[str, Any], model: EnergyModel, draw: _Draw
 ) -> tuple[jax.Array, jax.Array]:
     """Scan over rows of units: colours, or panels of coupled units."""
-    assert step.index is not None and step.mask is not None
+    assert step.index is not None
+    assert step.mask is not None
     index, mask = jnp.asarray(step.index.array), jnp.asarray(step.mask.array)
     keys = None if rng_key is None else jax.random.split(rng_key, step.num_rows)
 
@@ -279,9 +280,7 @@ def _in_turn(
         moved = site.encode(new) - site.encode(block[i])
         axes = max(moved.ndim, 0)
         shift = (
-            jnp.tensordot(couplings[:, :, i], moved, axes=axes)
-            if axes
-            else couplings[:, i] * moved
+            jnp.tensordot(couplings[:, :, i], moved, axes=axes) if axes else couplings[:, i] * moved
         )
         return (eta + shift, block.at[i].set(new)), log_prob
 

@@ -8,28 +8,25 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from pgm_energy._checks import require_count
 from pgm_energy._data import encode_rows
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
+from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule, sum_out, sums_out
 from pgm_energy.learning.loop import (
     LearningResult,
-    Metrics,
     Rows,
     check_rows,
     run_epochs,
 )
+from pgm_energy.learning.metrics import explain, measurements
 from pgm_energy.structure import Blocks, blocks
-from pgm_energy.transforms import marginalize
 
 __all__ = ["CD", "PCD", "ContrastiveState", "contrast"]
 
 Values = dict[str, jax.Array]
-#: rows that the metrics of an epoch look at
-_NUM_MEASURED = 500
 
 
 class ContrastiveState(NamedTuple):
@@ -51,19 +48,6 @@ class ContrastiveState(NamedTuple):
     optimizer: Any
     chains: Values
     latents: Values
-
-
-def sum_out(model: EnergyModel) -> EnergyModel:
-    """Return the free energy: the model with all latent sites summed out, one after another.
-
-    Raises
-    ------
-    ValueError
-        If latent units interact.
-    """
-    for name in model.latent_sites:
-        model = marginalize(model, name)
-    return model
 
 
 def contrast(
@@ -129,7 +113,7 @@ class _Contrastive:
             keys = jax.random.split(chain_key, self.num_chains)
             chains = jax.vmap(lambda key: random_configuration(key, model))(keys)
         latents: Values = {}
-        if not _sums_out(model) and model.latent_sites:
+        if not sums_out(model) and model.latent_sites:
             keys = jax.random.split(latent_key, rows.weights.shape[0])
             start = jax.vmap(lambda key: random_configuration(key, model))(keys)
             latents = {name: start[name] for name in model.latent_sites}
@@ -152,21 +136,21 @@ class _Contrastive:
             Which rows of the data they are (for latents that are kept per row).
         """
         model = state.model
-        schedule = _schedule(model)
+        schedule = quiet_schedule(model)
         positive_key, negative_key = jax.random.split(rng_key)
-        exact = _sums_out(model)
+        exact = sums_out(model)
         data = encode_rows(model, batch.values)
         latents = state.latents
         drawn: Values = {}
         if model.latent_sites and (not exact or not self.persistent):
             start = {name: values[index] for name, values in latents.items()}
             num = self.num_sweeps if latents else 1
-            drawn = _draw_latents(positive_key, model, schedule, batch.values, start, num)
+            drawn = draw_latents(positive_key, model, schedule, batch.values, start, num)
         if not exact:
             data = {**data, **encode_rows(model, drawn)}
             latents = {k: v.at[index].set(drawn[k], mode="drop") for k, v in latents.items()}
 
-        start = state.chains if self.persistent else {**_as_raw(model, batch.values), **drawn}
+        start = state.chains if self.persistent else {**as_raw(model, batch.values), **drawn}
         chains = self._negative(negative_key, start, model, schedule)
         seen = {k: v for k, v in chains.items() if not exact or k in model.data_sites}
         negative = encode_rows(model, seen)
@@ -279,10 +263,10 @@ class _Contrastive:
             num_epochs=num_epochs,
             batch_size=batch_size,
             resample=intensities == "sample",
-            measure=_measurements(model, rows, held_out),
+            measure=measurements(model, rows, held_out),
             callbacks=callbacks,
             progress_bar=progress_bar,
-            explain=_explain,
+            explain=explain,
         )
 
 
@@ -354,185 +338,3 @@ class CD(_Contrastive):
     """
 
     persistent = False
-
-
-# ---- pieces ------------------------------------------------------------------------------------
-
-
-def _schedule(model: EnergyModel) -> Blocks:
-    import warnings
-
-    with warnings.catch_warnings():  # said once, by run
-        warnings.simplefilter("ignore", UserWarning)
-        return blocks(model)
-
-
-def _sums_out(model: EnergyModel) -> bool:
-    """Whether all latent sites can be summed out exactly."""
-    try:
-        sum_out(model)
-    except ValueError:
-        return False
-    return True
-
-
-def _as_raw(model: EnergyModel, values: Mapping[str, Any]) -> Values:
-    """Raw values of rows; grey levels are thresholded where a chain must start at bits."""
-    raw = {}
-    for name, value in values.items():
-        site = model.sites[name]
-        grey = site.is_discrete and jnp.issubdtype(value.dtype, jnp.floating)
-        raw[name] = site.cast(value >= 0.5) if grey else site.cast(value)
-    return raw
-
-
-def _draw_latents(
-    rng_key: jax.Array,
-    model: EnergyModel,
-    schedule: Blocks,
-    rows: Mapping[str, Any],
-    start: Values,
-    num: int,
-) -> Values:
-    """Latent values given rows: clamped chains of ``num`` sweeps."""
-    kernel = GibbsKernel(schedule.restrict(model.latent_sites))
-    raw = _as_raw(model, rows)
-    count = len(next(iter(raw.values())))
-
-    def one(key: jax.Array, row: Values, latents: Values) -> Values:
-        first, key = jax.random.split(key)
-        values = {**random_configuration(first, model), **row, **latents}
-
-        def sweep(values: Values, k: jax.Array) -> tuple[Values, None]:
-            return kernel(k, values, model)[0], None
-
-        values = jax.lax.scan(sweep, values, jax.random.split(key, num))[0]
-        return {name: values[name] for name in model.latent_sites}
-
-    return jax.vmap(one)(jax.random.split(rng_key, count), raw, start)
-
-
-def _measurements(
-    model: EnergyModel, rows: Rows, held_out: Rows | None
-) -> Callable[[jax.Array, ContrastiveState], dict[str, float]]:
-    """Return the function that measures an epoch, compiled once."""
-    rng = np.random.default_rng(0)
-    count = rows.weights.shape[0]
-    chosen = np.sort(rng.permutation(count)[:_NUM_MEASURED])
-    train = {k: v[chosen] for k, v in rows.values.items()}
-    other = None
-    if held_out is not None:
-        other = {k: v[:_NUM_MEASURED] for k, v in held_out.values.items()}
-    exact = _sums_out(model)
-    schedule = _schedule(model)
-
-    @jax.jit
-    def figures(
-        rng_key: jax.Array, model: EnergyModel, chains: Values, train: Values, other: Any
-    ) -> dict[str, jax.Array]:
-        out = {}
-        if exact:
-            free = sum_out(model)
-
-            def mean_free_energy(values: Mapping[str, Any]) -> jax.Array:
-                encoded = encode_rows(model, {k: values[k] for k in model.data_sites})
-                return jnp.mean(jax.vmap(lambda row: free.energy(**row))(encoded))
-
-            if other is not None:
-                out["free_energy_gap"] = mean_free_energy(other) - mean_free_energy(train)
-            if chains:
-                out["chain_free_energy"] = mean_free_energy(chains)
-        looked = _as_raw(model, train if other is None else other)
-        if exact:
-            out["pseudo_log_likelihood"] = jnp.mean(
-                _pseudo_log_likelihood(sum_out(model), looked)
-            )
-        out["reconstruction_error"] = _reconstruction_error(rng_key, model, schedule, looked)
-        return out
-
-    def measure(rng_key: jax.Array, state: ContrastiveState) -> dict[str, float]:
-        out = figures(rng_key, state.model, state.chains, train, other)
-        return {name: float(value) for name, value in out.items()}
-
-    return measure
-
-
-def _pseudo_log_likelihood(free: EnergyModel, rows: Values) -> jax.Array:
-    """sum_i log p(x_i given the rest) of discrete sites per row, by free-energy differences."""
-    total: Any = 0.0
-    for name, site in free.sites.items():
-        if not site.is_discrete:
-            continue
-        states = jnp.asarray(site.states)
-
-        def one(row: Values, name: str = name, site: Any = site, states: Any = states) -> Any:
-            flat = row[name].reshape(-1)
-
-            def unit(i: jax.Array) -> jax.Array:
-                def density(state: jax.Array) -> jax.Array:
-                    trial = flat.at[i].set(state.astype(flat.dtype)).reshape(site.shape)
-                    return -free.energy(**free.encode({**row, name: trial}))
-
-                logits = jax.vmap(density)(states)
-                own = jnp.argmax(states == flat[i])
-                return jax.nn.log_softmax(logits)[own]
-
-            return jnp.sum(jax.lax.map(unit, jnp.arange(site.size), batch_size=16))
-
-        total = total + jax.vmap(one)(rows)
-    return total
-
-
-def _reconstruction_error(
-    rng_key: jax.Array, model: EnergyModel, schedule: Blocks, rows: Values
-) -> jax.Array:
-    """Mean square difference of rows and their one-sweep reconstruction, per encoded unit."""
-    latents = rows
-    if model.latent_sites:
-        latents = {**rows, **_draw_latents(rng_key, model, schedule, rows, {}, 1)}
-    errors = []
-    for name in model.data_sites:
-        site = model.sites[name]
-        coupled = any(step.coupled for step in schedule.steps if step.site == name)
-        if coupled:
-            continue
-
-        def one(values: Values, name: str = name, site: Any = site) -> jax.Array:
-            natural = model.natural_parameters(name, values)
-            mean = site.mean(natural.eta, natural.precision)
-            return jnp.mean((mean - site.encode(values[name])) ** 2)
-
-        errors.append(jnp.mean(jax.vmap(one)(latents)))
-    return jnp.mean(jnp.stack(errors)) if errors else jnp.asarray(jnp.nan)
-
-
-def _explain(metrics: Metrics) -> str:
-    """Say in words how the run went."""
-    epochs = len(next(iter(metrics.values()), []))
-    if not epochs:
-        return "No epoch was completed."
-    parts = [f"{epochs} epoch{'s' if epochs > 1 else ''}."]
-    likelihood = metrics.get("pseudo_log_likelihood")
-    if likelihood is not None and epochs >= 4:
-        quarter = max(epochs // 4, 1)
-        late, before = likelihood[-quarter:], likelihood[-2 * quarter : -quarter]
-        gain, noise = late.mean() - before.mean(), max(late.std(), before.std(), 1e-9)
-        verdict = (
-            "still rising: more epochs will help"
-            if gain > noise
-            else "falling: lower the learning rate or use more sweeps"
-            if gain < -noise
-            else "no longer changing: converged as far as this step size allows"
-        )
-        parts.append(
-            f"Pseudo-log-likelihood {likelihood[0]:.3f} to {likelihood[-1]:.3f} nats per row, "
-            f"{verdict}."
-        )
-    gap = metrics.get("free_energy_gap")
-    if gap is not None and epochs >= 4:
-        grown = gap[-1] - gap[: max(epochs // 4, 1)].mean()
-        if grown > 1.0:
-            parts.append(
-                f"The free-energy gap grew by {grown:.2f} nats: the model begins to overfit."
-            )
-    return " ".join(parts)

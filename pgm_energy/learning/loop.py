@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class LearningResult(NamedTuple):
     message: str
 
 
+@runtime_checkable
 class Learner(Protocol):
     """A pair of pure functions; the loop does the rest."""
 
@@ -219,7 +220,8 @@ def run_epochs(
                 for name, value in figures.items():
                     history.setdefault(name, []).append(value)
                 show(number + 1, figures)
-                if any([callback(number, state, figures) is True for callback in callbacks]):
+                answers = [callback(number, state, figures) for callback in callbacks]
+                if any(answer is True for answer in answers):
                     ending = f" Stopped by a callback after epoch {number + 1}."
                     break
         except KeyboardInterrupt:

@@ -90,7 +90,7 @@ class BoltzmannMachine(EnergyModel):
     """
 
     weights: jax.Array
-    bias: jax.Array | None = None
+    bias: jax.Array = None  # type: ignore[assignment]  # zeros unless given
     num_hidden: int = static(default=0)
     unit: Any = static(default=Binary)
 

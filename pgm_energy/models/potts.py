@@ -54,7 +54,7 @@ class PottsMachine(EnergyModel):
     couplings: jax.Array
     fields: jax.Array | None = None
 
-    data_sites: ClassVar[tuple[str, ...]] = ("v",)  # type: ignore[misc]
+    data_sites: ClassVar[tuple[str, ...]] = ("v",)
 
     def validate(self) -> None:
         """Refuse couplings that are not symmetric or couple a unit to itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -70,14 +70,14 @@ class RBM(EnergyModel):
     """
 
     weights: jax.Array
-    visible_bias: jax.Array | None = None
-    hidden_bias: jax.Array | None = None
+    visible_bias: jax.Array = None  # type: ignore[assignment]  # zeros unless given
+    hidden_bias: jax.Array = None  # type: ignore[assignment]  # zeros unless given
     visible_precision: jax.Array | None = None
     hidden_precision: jax.Array | None = None
     visible: Any = static(default=Binary)
     hidden: Any = static(default=Binary)
 
-    data_sites: ClassVar[tuple[str, ...]] = ("v",)  # type: ignore[misc]
+    data_sites = ("v",)
 
     def validate(self) -> None:
         visible, hidden = _family(self.visible, "visible"), _family(self.hidden, "hidden")
@@ -87,10 +87,7 @@ class RBM(EnergyModel):
         wide = 2 + (visible is Categorical) + (hidden is Categorical)
         if weights.ndim != wide or 0 in weights.shape:
             layout = (
-                ["D"]
-                + ["K"] * (visible is Categorical)
-                + ["H"]
-                + ["K"] * (hidden is Categorical)
+                ["D"] + ["K"] * (visible is Categorical) + ["H"] + ["K"] * (hidden is Categorical)
             )
             raise ValueError(
                 f"weights of {visible.family} visible and {hidden.family} hidden units have shape "
@@ -242,10 +239,10 @@ class RBM(EnergyModel):
         >>> pgm.RBM.init(jax.random.key(0), num_visible=5, num_hidden=3).weights.shape
         (5, 3)
         """
-        layers = []
+        layers: list[tuple[Any, tuple[int, ...]]] = []
         for family, count in ((visible, num_visible), (hidden, num_hidden)):
             kind = _family(family, "visible" if not layers else "hidden")
-            states = ()
+            states: tuple[int, ...] = ()
             if kind is Categorical:
                 if isinstance(family, type):
                     raise ValueError(
@@ -259,7 +256,7 @@ class RBM(EnergyModel):
         bias, precision = data_start(site, data)
         return cls(
             weights=scale * jax.random.normal(rng_key, left + right),
-            visible_bias=bias,
+            visible_bias=bias,  # type: ignore[arg-type]
             visible_precision=precision,
             visible=visible_kind,
             hidden=hidden_kind,
@@ -269,7 +266,7 @@ class RBM(EnergyModel):
 def _layer_site(family: Any, shape: tuple[int, ...], dim: str) -> Site:
     if family is Categorical:
         return Categorical(shape[-1], shape[:-1], dims=(dim,))
-    return family(shape, dims=(dim,))  # type: ignore[no-any-return]
+    return family(shape, dims=(dim,))
 
 
 def data_start(site: Site, data: Any) -> tuple[jax.Array | None, jax.Array | None]:
@@ -284,7 +281,11 @@ def data_start(site: Site, data: Any) -> tuple[jax.Array | None, jax.Array | Non
         raise ValueError(
             f"data must have at least one row of shape {site.shape}, got shape {rows.shape}"
         )
-    finite = rows[~np.isnan(rows).any(axis=tuple(range(1, rows.ndim)))] if rows.dtype.kind == "f" else rows
+    finite = (
+        rows[~np.isnan(rows).any(axis=tuple(range(1, rows.ndim)))]
+        if rows.dtype.kind == "f"
+        else rows
+    )
     if isinstance(site, Real):
         variance = finite.var(axis=0) + 1e-6
         return jnp.asarray(finite.mean(axis=0) / variance), jnp.asarray(1.0 / variance)

@@ -72,7 +72,7 @@ class SparseBoltzmannMachine(EnergyModel):
     neighbours: Any = static(default=None)
     neighbour_edges: Any = static(default=None)
 
-    data_sites: ClassVar[tuple[str, ...]] = ("v",)  # type: ignore[misc]
+    data_sites: ClassVar[tuple[str, ...]] = ("v",)
 
     def validate(self) -> None:
         """Refuse what is no simple graph with one coupling per edge."""

@@ -55,7 +55,7 @@ def main(
     images: Path | None = None,
     output: Path = Path("rbm_reconstructions.png"),
     num_hidden: int = 128,
-    num_epochs: int = 30,
+    num_epochs: int = 40,
     max_rows: int | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -66,7 +66,8 @@ def main(
     start = pgm.RBM.init(keys[0], num_visible=SIDE * SIDE, num_hidden=num_hidden, data=train)
     batch = min(100, len(train))
     num_steps = num_epochs * -(-len(train) // batch)
-    learner = pgm.PCD(optax.adam(optax.linear_schedule(3e-3, 0.0, num_steps)), num_chains=100)
+    rate = optax.linear_schedule(0.05, 0.0, num_steps)
+    learner = pgm.PCD(optax.sgd(rate), num_chains=100, num_sweeps=5)
     rbm = learner.run(keys[1], start, train, num_epochs=num_epochs, batch_size=batch).model
 
     reconstructed = np.asarray(pgm.reconstruct(keys[2], rbm, test))

@@ -54,6 +54,12 @@ def as_rows(
             )
         data = {names[0]: data}
     model.require_sites(data)
+    extra = [site for site in data if site not in names]
+    if extra:
+        raise ValueError(
+            f"{name} gives site {extra[0]!r}, which is latent; the data sites of "
+            f"{type(model).__name__} are {', '.join(map(repr, names))}"
+        )
     missing = [site for site in names if site not in data]
     if missing:
         raise ValueError(f"{name} lacks site {missing[0]!r}")

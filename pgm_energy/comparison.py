@@ -21,7 +21,8 @@ import xarray as xr
 from pgm_energy._checks import require_count, require_key
 from pgm_energy.diagnostics import Diagnosis, at_sites, build_datatree, diagnose
 from pgm_energy.energy import EnergyModel
-from pgm_energy.enumeration import MAX_STATES, StateSpace, exact
+from pgm_energy.enumeration import StateSpace
+from pgm_energy.exact_law import MAX_STATES, exact
 from pgm_energy.transforms import marginalize
 
 __all__ = ["Comparison", "compare"]
@@ -320,10 +321,10 @@ class _Run:
         decoded = jax.block_until_ready(decode(rng_key, samples, sampled))
         seconds = time.perf_counter() - compiled
         decoded = at_sites(self.model, sampled, {k: np.asarray(v) for k, v in decoded.items()})
-        lp = fields.pop("potential_energy", None)
+        potential = fields.pop("potential_energy", None)
+        if potential is not None:  # of what was sampled; the energy is the target's
+            fields["lp"] = -potential
         tree = build_datatree(decoded, fields, self.model, attrs=attrs)
-        if lp is not None:  # of what was sampled
-            tree["sample_stats"]["lp"] = (("chain", "draw"), -lp)
         return tree, compiled - started, seconds
 
 
@@ -334,6 +335,8 @@ def _advance(kernel: Any, length: int, state: Any, count: Any) -> tuple[Any, Any
     def look(one: Any) -> Any:
         values = kernel.postprocess_fn((), {})(getattr(one, kernel.sample_field))
         fields = {name: getattr(one, name) for name in _FIELDS if hasattr(one, name)}
+        if hasattr(one, "adapt_state"):
+            fields["adapt_state.step_size"] = one.adapt_state.step_size
         return values, fields
 
     shapes = jax.eval_shape(jax.vmap(look), state)

@@ -181,7 +181,7 @@ def build_datatree(
     if energy is None:
         energy = _energies(sampled, {**samples, **observed})
     if energy is not None:
-        stats["lp"] = -energy
+        stats.setdefault("lp", -energy)
     if model is not None and model is not sampled:
         samples = decode_to(model, sampled, {**samples, **observed}, rng_key)
         observed = {}

@@ -209,16 +209,15 @@ class EnergyModel(ABC):
         return jax.tree.unflatten(treedef, filled).project()
 
     def _is_finite_somewhere(self) -> bool:
+        """Whether the energy is never NaN, and finite at some of a few random configurations."""
         rng = np.random.default_rng(0)
         values = {}
         for name, site in self.sites.items():
-            raw = (
-                rng.choice(site.states, site.shape)
-                if site.is_discrete
-                else rng.normal(size=site.shape)
-            )
+            shape = (16, *site.shape)
+            raw = rng.choice(site.states, shape) if site.is_discrete else rng.normal(size=shape)
             values[name] = site.encode(raw)
-        return bool(np.isfinite(np.asarray(self.energy(**values))))
+        energies = np.asarray(jax.vmap(lambda encoded: self.energy(**encoded))(values))
+        return bool(np.isfinite(energies).any() and not np.isnan(energies).any())
 
     @property
     def known_log_partition(self) -> jax.Array | None:

@@ -116,9 +116,7 @@ def log_partition(
     """
     require_concrete(model, "log_partition")
     if method not in METHODS:
-        raise ValueError(
-            f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}"
-        )
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     settings = {"base": base, "data": data, "num_chains": num_chains, "num_betas": num_betas}
     unused = [name for name, value in settings.items() if value is not None]
     if unused:
@@ -166,9 +164,7 @@ def _by_summing(model: EnergyModel, method: str) -> LogPartition:
     return _exact(value, "; ".join(parts))
 
 
-def _too_many(
-    model: EnergyModel, space: StateSpace, summed: tuple[str, ...], limit: int
-) -> str:
+def _too_many(model: EnergyModel, space: StateSpace, summed: tuple[str, ...], limit: int) -> str:
     rest = f" left after summing out {', '.join(map(repr, summed))}" if summed else ""
     advice = (
         "method='exact' would still do it, in minutes"

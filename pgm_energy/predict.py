@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.natural import derive_natural_parameters
 from pgm_energy.probe import probe, require_block
-from pgm_energy.structure import blocks
+from pgm_energy.structure import Blocks, blocks
 from pgm_energy.transforms import condition
 
 __all__ = ["impute", "latent_mean", "reconstruct", "sample"]
@@ -104,6 +105,9 @@ def sample(
     return {k: v[:num_samples] for k, v in flat.items()}
 
 
+@functools.partial(
+    jax.jit, static_argnames=("kernel", "num_chains", "num_warmup", "draws", "num_sweeps")
+)
 def _draw_chains(
     rng_key: jax.Array,
     model: EnergyModel,
@@ -113,17 +117,13 @@ def _draw_chains(
     draws: int,
     num_sweeps: int,
 ) -> Samples:
-    @jax.jit
-    def run(rng_key: jax.Array, model: EnergyModel) -> Samples:
-        def chain(key: jax.Array) -> Samples:
-            start, warm, go = jax.random.split(key, 3)
-            values = model.clamp(random_configuration(start, model))
-            values = run_sweeps(kernel, warm, values, model, num_warmup)
-            return collect(kernel, go, values, model, draws, num_sweeps)
+    def chain(key: jax.Array) -> Samples:
+        start, warm, go = jax.random.split(key, 3)
+        values = model.clamp(random_configuration(start, model))
+        values = run_sweeps(kernel, warm, values, model, num_warmup)
+        return collect(kernel, go, values, model, draws, num_sweeps)
 
-        return jax.vmap(chain)(jax.random.split(rng_key, num_chains))
-
-    return run(rng_key, model)
+    return jax.vmap(chain)(jax.random.split(rng_key, num_chains))
 
 
 def run_sweeps(
@@ -203,23 +203,27 @@ def latent_mean(model: EnergyModel, data: Any) -> Any:
                     "their mean given a row has no closed form; sample condition(model, ...)"
                 )
 
-    @jax.jit
-    def means(model: EnergyModel, rows: Any) -> dict[str, jax.Array]:
-        sites = model.sites
-
-        def one(row: Any) -> dict[str, jax.Array]:
-            blank = {n: jnp.zeros(sites[n].shape, sites[n].dtype) for n in names}
-            values = {**blank, **row}
-            out = {}
-            for name in names:
-                natural = natural_parameters_of(model, name, values, coupled[name])
-                out[name] = sites[name].mean(natural.eta, natural.precision)
-            return out
-
-        return jax.vmap(one)(rows)
-
-    out = means(model, rows)
+    out = _latent_means(model, rows, coupled=tuple(coupled.items()))
     return out if len(names) > 1 else out[names[0]]
+
+
+@functools.partial(jax.jit, static_argnames=("coupled",))
+def _latent_means(
+    model: EnergyModel, rows: Any, *, coupled: tuple[tuple[str, bool], ...]
+) -> dict[str, jax.Array]:
+    sites = model.sites
+
+    def one(row: Any) -> dict[str, jax.Array]:
+        values = dict(row)
+        for name, _ in coupled:  # their values do not matter to one another
+            values[name] = jnp.full(sites[name].shape, sites[name].filler, sites[name].dtype)
+        out = {}
+        for name, together in coupled:
+            natural = natural_parameters_of(model, name, values, together)
+            out[name] = sites[name].mean(natural.eta, natural.precision)
+        return out
+
+    return jax.vmap(one)(rows)
 
 
 def natural_parameters_of(model: EnergyModel, name: str, values: Any, coupled: bool) -> Any:
@@ -274,26 +278,29 @@ def reconstruct(rng_key: jax.Array, model: EnergyModel, data: Any) -> Any:
                 f"site {step.site!r} of {type(model).__name__} has no closed conditional mean: "
                 "its energy is not affine in each unit"
             )
+    return _rows_like(_reconstruct(rng_key, model, rows, schedule=schedule), data)
+
+
+@functools.partial(jax.jit, static_argnames=("schedule",))
+def _reconstruct(
+    rng_key: jax.Array, model: EnergyModel, rows: Any, *, schedule: Blocks
+) -> dict[str, jax.Array]:
     coupled = {step.site: step.coupled for step in schedule.steps}
     latents = schedule.restrict(model.latent_sites)
 
-    @jax.jit
-    def run(rng_key: jax.Array, model: EnergyModel, rows: Any) -> dict[str, jax.Array]:
-        def one(key: jax.Array, row: Any) -> dict[str, jax.Array]:
-            start, sweep = jax.random.split(key)
-            values = {**random_configuration(start, model), **row}
-            if latents.steps:
-                values, _ = GibbsKernel(latents)(sweep, values, model)
-            out = {}
-            for name in names:
-                natural = natural_parameters_of(model, name, values, coupled[name])
-                out[name] = model.sites[name].mean(natural.eta, natural.precision)
-            return out
+    def one(key: jax.Array, row: Any) -> dict[str, jax.Array]:
+        start, sweep = jax.random.split(key)
+        values = {**random_configuration(start, model), **row}
+        if latents.steps:
+            values, _ = GibbsKernel(latents)(sweep, values, model)
+        out = {}
+        for name in model.data_sites:
+            natural = natural_parameters_of(model, name, values, coupled[name])
+            out[name] = model.sites[name].mean(natural.eta, natural.precision)
+        return out
 
-        count = len(next(iter(rows.values())))
-        return jax.vmap(one)(jax.random.split(rng_key, count), rows)
-
-    return _rows_like(run(rng_key, model, rows), data)
+    count = len(next(iter(rows.values())))
+    return jax.vmap(one)(jax.random.split(rng_key, count), rows)
 
 
 def impute(
@@ -365,18 +372,29 @@ def impute(
     )
     kernel = GibbsKernel(blocks(example))
 
-    @jax.jit
-    def run(rng_key: jax.Array, model: EnergyModel, filled: Any, free: Any) -> Samples:
-        def one(key: jax.Array, row: Any, mask: Any) -> Samples:
-            given = condition(model, free=mask, **row)
-            start, warm, go = jax.random.split(key, 3)
-            values = given.clamp(random_configuration(start, given))
-            values = run_sweeps(kernel, warm, values, given, num_warmup)
-            out = collect(kernel, go, values, given, num_samples, num_sweeps)
-            return {name: out[name] for name in row}
+    out = _complete(rng_key, model, filled, free, kernel, num_warmup, num_samples, num_sweeps)
+    return _rows_like(out, rows_with_nan)
 
-        count = len(next(iter(filled.values())))
-        keys = jax.random.split(rng_key, count)
-        return jax.vmap(one, out_axes=1)(keys, filled, free)
 
-    return _rows_like(run(rng_key, model, filled, free), rows_with_nan)
+@functools.partial(jax.jit, static_argnames=("kernel", "num_warmup", "num_samples", "num_sweeps"))
+def _complete(
+    rng_key: jax.Array,
+    model: EnergyModel,
+    filled: Any,
+    free: Any,
+    kernel: GibbsKernel,
+    num_warmup: int,
+    num_samples: int,
+    num_sweeps: int,
+) -> Samples:
+    def one(key: jax.Array, row: Any, mask: Any) -> Samples:
+        given = condition(model, free=mask, **row)
+        start, warm, go = jax.random.split(key, 3)
+        values = given.clamp(random_configuration(start, given))
+        values = run_sweeps(kernel, warm, values, given, num_warmup)
+        out = collect(kernel, go, values, given, num_samples, num_sweeps)
+        return {name: out[name] for name in row}
+
+    count = len(next(iter(filled.values())))
+    keys = jax.random.split(rng_key, count)
+    return jax.vmap(one, out_axes=1)(keys, filled, free)

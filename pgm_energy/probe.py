@@ -30,11 +30,13 @@ __all__ = ["Probe", "as_index", "eager_float64", "probe", "require_block", "stru
 #: Largest relative residual of a right step (measured: up to 2e-14) with a wide margin.
 TOLERANCE = 1e-9
 NUM_PROBES = 512
+#: Up to so many bits of joint states, each of them is probed.
+ALL_STATES_BITS = 12
 #: Encoded size up to which a site's Hessian is computed densely.
 DENSE_LIMIT = 4096
 _CACHE_SIZE = 128
 
-Raw = dict[str, np.ndarray]
+Raw = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -86,11 +88,16 @@ def random_values(sites: dict[str, Site], num: int, rng: np.random.Generator) ->
     return values
 
 
+def _joint_bits(sites: dict[str, Site]) -> float:
+    """Binary logarithm of the number of joint states of the discrete sites."""
+    return float(sum(s.size * np.log2(len(s.states)) for s in sites.values() if s.is_discrete))
+
+
 def _visit_all_states(sites: dict[str, Site], values: Raw) -> None:
     """Overwrite with every joint state, in turn, where there are not more states than probes."""
     num = len(next(iter(values.values())))
     cards = [len(s.states) for s in sites.values() if s.is_discrete for _ in range(s.size)]
-    if not cards or sum(np.log2(cards)) > np.log2(num):
+    if not cards or _joint_bits(sites) > np.log2(num) + 1e-9:
         return
     digits = np.stack(np.unravel_index(np.arange(num) % int(np.prod(cards)), cards), axis=-1)
     start = 0
@@ -249,6 +256,9 @@ class Probe:
         self.chunk = int(np.clip(2**21 // encoded, 1, 128))
         # a large site has many units per probe, and a gigabyte of probes helps nobody
         self.num_probes = int(np.clip(2**26 // encoded, 32, NUM_PROBES))
+        bits = _joint_bits(everything)
+        if 0 < bits <= ALL_STATES_BITS:  # few enough to leave none to chance
+            self.num_probes = max(self.num_probes, round(2**bits))
         rng = np.random.default_rng(7)
         self.values = random_values(everything, self.num_probes, rng)
         _visit_all_states(everything, self.values)

@@ -167,7 +167,7 @@ class Site(ABC):
         """The support in words, for messages."""
 
     def log_prob(
-        self, values: jax.Array, eta: jax.Array, precision: jax.Array | None = None
+        self, values: Any, eta: jax.Array, precision: jax.Array | None = None
     ) -> jax.Array:
         """Return the total log-probability (nats) of raw ``values`` given ``eta``."""
         inner = eta * self.encode(values)
@@ -179,7 +179,7 @@ class Site(ABC):
         """Return an encoding in a form that stands for raw values (:meth:`encode` undoes it)."""
         return encoded
 
-    def pinned_parameter(self, values: jax.Array) -> jax.Array:
+    def pinned_parameter(self, values: Any) -> jax.Array:
         """Natural parameters of a law that holds ``values`` fast (real: unit variance)."""
         return PIN * self.encode(values)
 
@@ -211,10 +211,13 @@ class Site(ABC):
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         value = array[place]
         what = "NaN" if array.dtype.kind == "f" and np.isnan(value) else f"{value}"
-        where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"index {place}"
+        where = (
+            f" at row {place[0]}, column {place[1]}" if len(place) == 2 else f" at index {place}"
+        )
+        where = where if place else ""
         hint = "; to leave units free, use condition" if what == "NaN" else ""
         raise ValueError(
-            f"site {name!r} is {self.family} and takes {self.support_text}, got {what} at {where}"
+            f"site {name!r} is {self.family} and takes {self.support_text}, got {what}{where}"
             f"{f' (and {int(bad.sum()) - 1} more)' if bad.sum() > 1 else ''}{hint}"
         )
 
@@ -271,9 +274,9 @@ class Binary(Site):
         return dist.Bernoulli(logits=eta)
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
-        return ~((values == 0) | (values == 1))
+        return np.asarray(~((values == 0) | (values == 1)))
 
-    def pinned_parameter(self, values: jax.Array) -> jax.Array:
+    def pinned_parameter(self, values: Any) -> jax.Array:
         return PIN * (2.0 * self.encode(values) - 1.0)
 
 
@@ -317,7 +320,7 @@ class Spin(Site):
         return SpinDistribution(eta)
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
-        return ~((values == -1) | (values == 1))
+        return np.asarray(~((values == -1) | (values == 1)))
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -391,7 +394,7 @@ class Categorical(Site):
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
         inside = (values >= 0) & (values < self.num_states)
-        return ~(inside & (values == np.floor(values)))
+        return np.asarray(~(inside & (values == np.floor(values))))
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -478,7 +481,7 @@ class Real(Site):
         return dist.Normal(eta / precision, 1.0 / jnp.sqrt(precision))
 
     def log_prob(
-        self, values: jax.Array, eta: jax.Array, precision: jax.Array | None = None
+        self, values: Any, eta: jax.Array, precision: jax.Array | None = None
     ) -> jax.Array:
         precision = self._precision(eta, precision)
         inner = self.quadratic(values, eta, precision)
@@ -491,14 +494,14 @@ class Real(Site):
             return eta.reshape(-1) @ flat - 0.5 * flat @ precision @ flat
         return jnp.sum(eta * values - 0.5 * precision * values**2)
 
-    def pinned_parameter(self, values: jax.Array) -> jax.Array:
+    def pinned_parameter(self, values: Any) -> jax.Array:
         return self.encode(values)
 
     def base_distribution(self) -> dist.Distribution:
         return dist.Normal(jnp.zeros(self.shape), 1.0)
 
     def invalid(self, values: np.ndarray) -> np.ndarray:
-        return ~np.isfinite(values)
+        return np.asarray(~np.isfinite(values))
 
     @staticmethod
     def _precision(eta: jax.Array, precision: jax.Array | None) -> jax.Array:

@@ -43,7 +43,7 @@ class _Draw:
         self.target = target
 
     def units(
-        self, step_site: str, site: Site, rng_key: jax.Array, natural: Natural, position: Any
+        self, step_site: str, site: Site, rng_key: Any, natural: Natural, position: Any
     ) -> jax.Array:
         """Return new raw values of a block; ``position`` selects it in the target."""
         if self.target is None:
@@ -51,7 +51,7 @@ class _Draw:
         return select(self.target[step_site], site, position)
 
     def log_prob(
-        self, site: Site, block: jax.Array, natural: Natural, mask: Any = None
+        self, site: Site, block: Any, natural: Natural, mask: Any = None
     ) -> jax.Array:
         """Return the log-probability (nats) of a prescribed block; 0 when sampling."""
         if self.target is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,11 @@ class ContrastiveState(NamedTuple):
 
 
 def contrast(
-    model: EnergyModel, data: Mapping[str, Any], weights: jax.Array, chains: Mapping[str, Any]
+    model: EnergyModel,
+    data: Mapping[str, Any],
+    weights: jax.Array,
+    chains: Mapping[str, Any],
+    chain_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Return mean_data F - mean_chains F, nats: its gradient is that of the mean -log p(data).
 
@@ -64,6 +68,8 @@ def contrast(
         Encoded values by site, rows and chains first.
     weights
         Row weights.
+    chain_weights
+        Weights of the chains; all alike unless given.
 
     Notes
     -----
@@ -79,29 +85,36 @@ def contrast(
     def energies(values: Mapping[str, Any]) -> jax.Array:
         return jax.vmap(lambda row: model.energy(**row))(dict(values))
 
-    share = weights / jnp.maximum(jnp.sum(weights), 1e-12)
-    return jnp.sum(share * energies(data)) - jnp.mean(energies(chains))
+    def mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.sum(weights / jnp.maximum(jnp.sum(weights), 1e-12) * values)
+
+    negative = energies(chains)
+    if chain_weights is None:
+        return mean(energies(data), weights) - jnp.mean(negative)
+    return mean(energies(data), weights) - mean(negative, chain_weights)
 
 
-@dataclasses.dataclass(frozen=True)
 class _Contrastive:
     """One contrast, one driver; where the negative phase starts is all that differs."""
 
     optimizer: optax.GradientTransformation
-    num_chains: int = 128
-    num_sweeps: int = 1
-    kernel: Callable[..., Any] | None = None
+    num_chains: int
+    num_sweeps: int
+    kernel: Callable[..., Any] | None
 
-    persistent = True
+    persistent: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        if not hasattr(self.optimizer, "update"):
+        if not all(callable(getattr(self.optimizer, name, None)) for name in ("init", "update")):
             raise TypeError(
                 "optimizer must be an optax optimizer, for example optax.adam(1e-3), got "
                 f"{self.optimizer!r}"
             )
-        require_count("num_chains", self.num_chains)
+        if self.persistent:
+            require_count("num_chains", self.num_chains)
         require_count("num_sweeps", self.num_sweeps)
+        if self.kernel is not None and not callable(self.kernel):
+            raise TypeError(f"kernel must be a function or None, got {self.kernel!r}")
 
     # ---- the pair of pure functions --------------------------------------------------------
 
@@ -155,14 +168,19 @@ class _Contrastive:
         seen = {k: v for k, v in chains.items() if not exact or k in model.data_sites}
         negative = encode_rows(model, seen)
 
+        # a chain that started at a row counts as its row; a padded one not at all
+        chain_weights = None if self.persistent else batch.weights
+        # batches of unequal weight pull as much as they weigh (1 is a whole batch)
+        size = jnp.mean(batch.weights)
+
         def loss(model: EnergyModel) -> jax.Array:
             target = sum_out(model) if exact else model
-            return contrast(target, data, batch.weights, negative)
+            return size * contrast(target, data, batch.weights, negative, chain_weights)
 
         gradient = jax.grad(loss)(model)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, model)
         new = optax.apply_updates(model, updates).project()
-        info = {"gradient_norm": optax.global_norm(gradient)}
+        info = {"gradient_norm": optax.tree.norm(gradient)}
         kept = chains if self.persistent else state.chains
         return ContrastiveState(new, optimizer, kept, latents), info
 
@@ -210,7 +228,7 @@ class _Contrastive:
         validation
             Rows that are only looked at.
         row_weights
-            ``(rows,)``, not negative: how often each row counts.
+            ``(rows,)``, not negative: how often each row counts, up to a common factor.
         intensities
             For binary data between 0 and 1: ``"mean"`` uses them as probabilities, ``"sample"``
             draws bits every epoch.
@@ -250,6 +268,7 @@ class _Contrastive:
         if not isinstance(model, EnergyModel):
             raise TypeError(f"run takes an energy model to start from, got {type(model).__name__}")
         rows = check_rows(model, data, row_weights, intensities)
+        rows = rows._replace(weights=rows.weights / jnp.mean(rows.weights))
         held_out = None
         if validation is not None:
             held_out = check_rows(model, validation, None, intensities, name="validation")
@@ -305,7 +324,12 @@ class PCD(_Contrastive):
     5
     """
 
-    persistent = True
+    optimizer: optax.GradientTransformation
+    num_chains: int = 128
+    num_sweeps: int = 1
+    kernel: Callable[..., Any] | None = None
+
+    persistent: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,8 +347,8 @@ class CD(_Contrastive):
 
     Notes
     -----
-    Biased towards the data, cheap and steady: good features, poor densities. ``num_chains`` has
-    no meaning here; there is one chain per row of the batch.
+    Biased towards the data, cheap and steady: good features, poor densities. There is one chain
+    per row of the batch.
 
     References
     ----------
@@ -337,4 +361,8 @@ class CD(_Contrastive):
     25
     """
 
-    persistent = False
+    optimizer: optax.GradientTransformation
+    num_sweeps: int = 1
+    kernel: Callable[..., Any] | None = None
+
+    persistent: ClassVar[bool] = False

@@ -71,9 +71,10 @@ class _Run(NamedTuple):
     floored: np.ndarray
 
     @property
-    def rank(self) -> tuple[bool, float]:
+    def rank(self) -> tuple[bool, bool, float]:
         """Starts that no floor had to hold up come first, then the likelihood."""
-        return not self.floored.any(), float(self.history[-1])
+        value = float(self.history[-1])
+        return bool(np.isfinite(value)), not self.floored.any(), value
 
 
 def _expect(
@@ -86,6 +87,11 @@ def _expect(
     # a row of weight zero may be infinitely unlikely: it must not turn the sum into NaN
     counted = jnp.where(row_weights > 0, row_weights * log_probs, 0.0)
     return share, jnp.sum(counted), jnp.sum(jnp.abs(counted))
+
+
+@jax.jit
+def _restart(rng_key: jax.Array, like: Mixture, rows: jax.Array, row_weights: jax.Array) -> Any:
+    return like.restart(rng_key, rows, row_weights)
 
 
 @functools.partial(jax.jit, static_argnames=("max_steps",))
@@ -147,7 +153,8 @@ class EM:
         best result is returned.
     floor
         Smallest probability, and smallest variance in any direction relative to that of the
-        data columns. Each step is the exact maximum under this constraint.
+        data columns; a start below it is raised to it. Each step is the exact maximum under this
+        constraint. Float32 needs at least ``8 D eps`` for matrices, which then stands in.
 
     Raises
     ------
@@ -257,6 +264,11 @@ class EM:
         model = jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), model)
         runs = self._starts(rng_key, model, rows, jnp.asarray(weights, kind), offset, progress_bar)
         best = max(runs, key=lambda run: run.rank)
+        if not best.rank[0]:
+            raise ValueError(
+                "the log-likelihood is no longer finite, from every start: raise floor="
+                f"{self.floor:g}, or work in float64 (jax.enable_x64)"
+            )
         found = best.model if frame is None else best.model.affine(-shift / scale, 1.0 / scale)
         return EMResult(
             model=found,
@@ -277,11 +289,12 @@ class EM:
         progress_bar: bool,
     ) -> list[_Run]:
         runs = []
-        with progress(self.num_restarts * self.max_steps, progress_bar) as show:
+        with progress(self.num_restarts * self.max_steps, progress_bar, "steps") as show:
             for number in range(self.num_restarts):
                 start = model
                 if number:
-                    start = model.restart(jax.random.fold_in(rng_key, number), rows, row_weights)
+                    key = jax.random.fold_in(rng_key, number)
+                    start = _restart(key, model, rows, row_weights)
                 done = number * self.max_steps
 
                 def report(step: int, value: float, done: int = done) -> None:
@@ -294,6 +307,7 @@ class EM:
         self, start: Mixture, rows: jax.Array, row_weights: jax.Array, offset: float, report: Any
     ) -> _Run:
         """Run one start, a compiled chunk of steps at a time."""
+        start = start.with_floor(self.floor)
         state = _begin(start, rows, row_weights, max_steps=self.max_steps)
         if not np.isfinite(float(state.log_likelihood)):
             raise ValueError(
@@ -330,7 +344,7 @@ class EM:
             )
         if len(runs) > 1:
             near = best.history[-1] - 1e-3 * row_weights.sum()
-            same = sum(run.rank[0] == best.rank[0] and run.history[-1] >= near for run in runs)
+            same = sum(run.rank[:2] == best.rank[:2] and run.history[-1] >= near for run in runs)
             text += f" Best of {len(runs)} starts, {same} of which came within 0.001 nats per row."
         if best.floored.any():
             which = ", ".join(str(int(k)) for k in np.flatnonzero(best.floored))

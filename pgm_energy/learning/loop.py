@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -122,39 +123,44 @@ def take(rows: Rows, index: jax.Array) -> Rows:
     return Rows(values, jnp.where(inside, rows.weights[safe], 0.0))
 
 
-def epoch_function(learner: Learner, batch_size: int, num_rows: int, resample: bool) -> Any:
-    """Return the jitted function of one epoch: all batches of a fresh order in one scan."""
+@functools.partial(jax.jit, static_argnames=("learner", "batch_size", "resample"))
+def run_epoch(
+    rng_key: jax.Array,
+    state: Any,
+    total: Any,
+    rows: Rows,
+    first_averaged: jax.Array,
+    *,
+    learner: Learner,
+    batch_size: int,
+    resample: bool,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """Return the state after all batches of a fresh order, in one scan, and mean figures."""
+    num_rows = rows.weights.shape[0]
     num_batches = -(-num_rows // batch_size)
+    order_key, bits_key, step_key = jax.random.split(rng_key, 3)
+    if resample:
+        rows = draw_bits(bits_key, state.model, rows)
+    order = jax.random.permutation(order_key, num_rows)
+    padding = jnp.full(num_batches * batch_size - num_rows, num_rows)
+    batches = jnp.concatenate([order, padding]).reshape(num_batches, batch_size)
 
-    @jax.jit
-    def epoch(
-        rng_key: jax.Array, state: Any, total: Any, rows: Rows, first_averaged: jax.Array
-    ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        order_key, bits_key, step_key = jax.random.split(rng_key, 3)
-        if resample:
-            rows = draw_bits(bits_key, state.model, rows)
-        order = jax.random.permutation(order_key, num_rows)
-        padding = jnp.full(num_batches * batch_size - num_rows, num_rows)
-        batches = jnp.concatenate([order, padding]).reshape(num_batches, batch_size)
+    def step(carry: Any, xs: Any) -> Any:
+        state, (average, count) = carry
+        index, key, number = xs
+        state, info = learner.update(key, state, take(rows, index), index)
+        # parameters are averaged from a given update on (Polyak and Juditsky 1992)
+        use = number >= first_averaged
+        count = count + use
+        rate = jnp.where(use, 1.0 / jnp.maximum(count, 1), 0.0)
+        rate = jnp.where(count == 0, 1.0, rate)  # before that, the average follows
+        average = jax.tree.map(lambda a, b: a + rate * (b - a), average, state.model)
+        return (state, (average, count)), info
 
-        def step(carry: Any, xs: Any) -> Any:
-            state, (average, count) = carry
-            index, key, number = xs
-            state, info = learner.update(key, state, take(rows, index), index)
-            # parameters are averaged from a given update on (Polyak and Juditsky 1992)
-            use = number >= first_averaged
-            count = count + use
-            rate = jnp.where(use, 1.0 / jnp.maximum(count, 1), 0.0)
-            rate = jnp.where(count == 0, 1.0, rate)  # before that, the average follows
-            average = jax.tree.map(lambda a, b: a + rate * (b - a), average, state.model)
-            return (state, (average, count)), info
-
-        keys = jax.random.split(step_key, num_batches)
-        numbers = jnp.arange(num_batches)
-        (state, total), infos = jax.lax.scan(step, (state, total), (batches, keys, numbers))
-        return state, total, jax.tree.map(jnp.mean, infos)
-
-    return epoch
+    keys = jax.random.split(step_key, num_batches)
+    numbers = jnp.arange(num_batches)
+    (state, total), infos = jax.lax.scan(step, (state, total), (batches, keys, numbers))
+    return state, total, jax.tree.map(jnp.mean, infos)
 
 
 def run_epochs(
@@ -196,7 +202,7 @@ def run_epochs(
     batch_size = min(require_count("batch_size", batch_size), count)
     init_key, rng_key = jax.random.split(rng_key)
     state = learner.init(init_key, model, rows)
-    epoch = epoch_function(learner, batch_size, count, resample)
+    epoch = functools.partial(run_epoch, learner=learner, batch_size=batch_size, resample=resample)
     steps = -(-count // batch_size)
     total = (state.model, jnp.zeros((), jnp.int32))
     history: dict[str, list[float]] = {}
@@ -213,15 +219,15 @@ def run_epochs(
                         f" Stopped: the parameters were no longer finite in epoch {number + 1}, "
                         "which was undone; lower the learning rate."
                     )
-                    warnings.warn(ending.strip(), RuntimeWarning, stacklevel=4)
+                    warnings.warn(ending.strip(), RuntimeWarning, stacklevel=3)
                     break
+                figures.update(measure(measure_key, new_state))
                 state, total = new_state, new_total
-                figures.update(measure(measure_key, state))
                 for name, value in figures.items():
                     history.setdefault(name, []).append(value)
                 show(number + 1, figures)
                 answers = [callback(number, state, figures) for callback in callbacks]
-                if any(answer is True for answer in answers):
+                if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
                     ending = f" Stopped by a callback after epoch {number + 1}."
                     break
         except KeyboardInterrupt:
@@ -237,8 +243,10 @@ def _is_finite(model: EnergyModel) -> bool:
 
 
 @contextlib.contextmanager
-def progress(total: int, visible: bool) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Show a progress bar with the epoch's figures; a silent one if not ``visible``."""
+def progress(
+    total: int, visible: bool, unit: str = "epochs"
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Show a progress bar with the figures of an epoch (or other unit); silent if not visible."""
     if not visible:
         yield lambda number, figures: None
         return
@@ -252,13 +260,14 @@ def progress(total: int, visible: bool) -> Iterator[Callable[[int, Mapping[str, 
         TextColumn("{task.fields[figures]}"),
     )
     with Progress(*columns) as bar:
-        task = bar.add_task("epochs", total=total, figures="compiling")
+        task = bar.add_task(unit, total=total, figures="compiling")
 
         def show(number: int, figures: Mapping[str, float]) -> None:
             names = {
                 "pseudo_log_likelihood": "log PL",
                 "free_energy_gap": "gap",
                 "reconstruction_error": "error",
+                "log_likelihood": "log-likelihood",
             }
             text = "  ".join(f"{s} {figures[n]:.3f}" for n, s in names.items() if n in figures)
             bar.update(task, completed=number, figures=text)

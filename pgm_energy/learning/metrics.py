@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,36 @@ Values = dict[str, jax.Array]
 _NUM_MEASURED = 500
 
 
+@functools.partial(jax.jit, static_argnames=("schedule", "exact"))
+def _figures(
+    rng_key: jax.Array,
+    model: EnergyModel,
+    chains: Values,
+    train: Values,
+    other: Any,
+    *,
+    schedule: Blocks,
+    exact: bool,
+) -> dict[str, jax.Array]:
+    out = {}
+    if exact:
+        free = sum_out(model)
+
+        def mean_free_energy(values: Mapping[str, Any]) -> jax.Array:
+            encoded = encode_rows(model, {k: values[k] for k in model.data_sites})
+            return jnp.mean(jax.vmap(lambda row: free.energy(**row))(encoded))
+
+        if other is not None:
+            out["free_energy_gap"] = mean_free_energy(other) - mean_free_energy(train)
+        if chains:
+            out["chain_free_energy"] = mean_free_energy(chains)
+    looked = as_raw(model, train if other is None else other)
+    if exact and all(model.sites[name].is_discrete for name in model.data_sites):
+        out["pseudo_log_likelihood"] = jnp.mean(_pseudo_log_likelihood(sum_out(model), looked))
+    out["reconstruction_error"] = _reconstruction_error(rng_key, model, schedule, looked)
+    return out
+
+
 def measurements(
     model: EnergyModel, rows: Rows, held_out: Rows | None
 ) -> Callable[[jax.Array, Any], dict[str, float]]:
@@ -36,30 +67,10 @@ def measurements(
     exact = sums_out(model)
     schedule = quiet_schedule(model)
 
-    @jax.jit
-    def figures(
-        rng_key: jax.Array, model: EnergyModel, chains: Values, train: Values, other: Any
-    ) -> dict[str, jax.Array]:
-        out = {}
-        if exact:
-            free = sum_out(model)
-
-            def mean_free_energy(values: Mapping[str, Any]) -> jax.Array:
-                encoded = encode_rows(model, {k: values[k] for k in model.data_sites})
-                return jnp.mean(jax.vmap(lambda row: free.energy(**row))(encoded))
-
-            if other is not None:
-                out["free_energy_gap"] = mean_free_energy(other) - mean_free_energy(train)
-            if chains:
-                out["chain_free_energy"] = mean_free_energy(chains)
-        looked = as_raw(model, train if other is None else other)
-        if exact:
-            out["pseudo_log_likelihood"] = jnp.mean(_pseudo_log_likelihood(sum_out(model), looked))
-        out["reconstruction_error"] = _reconstruction_error(rng_key, model, schedule, looked)
-        return out
-
     def measure(rng_key: jax.Array, state: Any) -> dict[str, float]:
-        out = figures(rng_key, state.model, state.chains, train, other)
+        out = _figures(
+            rng_key, state.model, state.chains, train, other, schedule=schedule, exact=exact
+        )
         return {name: float(value) for name, value in out.items()}
 
     return measure

@@ -125,13 +125,14 @@ class GaussianMixture(Mixture):
                 f"{matrices[k, j, i]:g} at ({j}, {i}){self._of(k)}; use 0.5 * (C + C.T)"
             )
         for k, matrix in enumerate(matrices):
-            smallest = _smallest_eigenvalue(matrix)
-            if not smallest > 0:
+            try:
+                np.linalg.cholesky(matrix)  # in their own precision, as the energy does
+            except np.linalg.LinAlgError:
+                smallest = np.linalg.eigvalsh(matrix.astype(np.float64))[0]
                 raise ValueError(
-                    f"covariances must be positive definite, got a smallest eigenvalue of the "
-                    f"correlations of {smallest:.3g}{self._of(k)}; add a small multiple of the "
-                    "identity"
-                )
+                    f"covariances must be positive definite, got a smallest eigenvalue of "
+                    f"{smallest:.3g}{self._of(k)}; add a small multiple of the identity"
+                ) from None
 
     def _of(self, component: int) -> str:
         return f" of component {component}" if self.covariance_type == "full" else ""
@@ -221,8 +222,19 @@ class GaussianMixture(Mixture):
             self,
             weights=floored_frequencies(counts, WEIGHT_FLOOR),
             means=means,
-            covariances=_raise_floor(moments, floor, self._has_matrices),
+            covariances=_raise_floor(moments, self._least(floor), self._has_matrices),
         )
+
+    def _least(self, floor: Any) -> Any:
+        """The floor, or what the floating type can factorise if that is more."""
+        if not self._has_matrices:
+            return floor
+        return jnp.maximum(floor, 8.0 * _singular(self.covariances))
+
+    def with_floor(self, floor: float) -> Self:
+        """Return the mixture with no variance in any direction below the floor."""
+        raised = _raise_floor(self.covariances, self._least(floor), self._has_matrices)
+        return replace(self, covariances=raised)
 
     def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of rows ``(N, D)``."""
@@ -271,7 +283,8 @@ class GaussianMixture(Mixture):
             values = np.linalg.eigvalsh(values)
         if self.covariance_type == "spherical":
             values = values[:, None]
-        low = (values <= 1.05 * floor).any(axis=-1)
+        noise = 2.0 * float(jnp.finfo(self.covariances.dtype).eps) * values.max(axis=-1)
+        low = values.min(axis=-1) <= 1.05 * float(self._least(floor)) + noise
         return np.broadcast_to(low, (self.num_components,))
 
     def project(self) -> Self:
@@ -368,15 +381,6 @@ def _covariance_shape(kind: str, count: int, width: int) -> tuple[int, ...]:
         "diag": (count, width),
         "spherical": (count,),
     }[kind]
-
-
-def _smallest_eigenvalue(matrix: np.ndarray) -> float:
-    """Smallest eigenvalue of the correlations, less what rounding to the type can feign."""
-    scale = np.diagonal(matrix).astype(np.float64)
-    if (scale <= 0).any():
-        return float(scale.min())
-    correlations = matrix.astype(np.float64) / np.sqrt(np.outer(scale, scale))
-    return float(np.linalg.eigvalsh(correlations)[0]) - _singular(matrix)
 
 
 def _singular(matrix: Any) -> float:

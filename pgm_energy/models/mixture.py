@@ -70,6 +70,10 @@ class Mixture(EnergyModel):
         """
 
     @abstractmethod
+    def with_floor(self, floor: float) -> Self:
+        """Return the nearest mixture that keeps the floor; the identity on one that does."""
+
+    @abstractmethod
     def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of encoded rows."""
 
@@ -298,6 +302,10 @@ class BernoulliMixture(Mixture):
             probs=jnp.clip(means, floor, 1.0 - floor),
         )
 
+    def with_floor(self, floor: float) -> Self:
+        """Return the mixture with probabilities within [floor, 1 - floor]."""
+        return replace(self, probs=jnp.clip(self.probs, floor, 1.0 - floor))
+
     def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of rows ``(N, D)``."""
         member = _start_responsibilities(
@@ -434,6 +442,10 @@ class CategoricalMixture(Mixture):
             weights=floored_frequencies(jnp.sum(responsibilities, axis=0), WEIGHT_FLOOR),
             probs=floored_frequencies(counts, floor),
         )
+
+    def with_floor(self, floor: float) -> Self:
+        """Return the mixture with no probability below the floor."""
+        return replace(self, probs=floored_frequencies(self.probs, floor))
 
     def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of one-hot rows ``(N, D, S)``."""

@@ -68,7 +68,9 @@ def main(
     num_steps = num_epochs * -(-len(train) // batch)
     rate = optax.linear_schedule(0.05, 0.0, num_steps)
     learner = pgm.PCD(optax.sgd(rate), num_chains=100, num_sweeps=5)
-    rbm = learner.run(keys[1], start, train, num_epochs=num_epochs, batch_size=batch).model
+    rbm = learner.run(
+        keys[1], start, train, num_epochs=num_epochs, batch_size=batch, validation=test[:100]
+    ).model
 
     reconstructed = np.asarray(pgm.reconstruct(keys[2], rbm, test))
     fantasies = pgm.sample(keys[3], rbm, 12, num_chains=12, num_warmup=2000)

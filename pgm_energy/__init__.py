@@ -1,5 +1,7 @@
 """Energy models that are NumPyro models; samplers, learning and diagnosis from one energy."""
 
+from typing import TYPE_CHECKING
+
 from pgm_energy import testing
 from pgm_energy._struct import replace, static, struct
 from pgm_energy.energy import EnergyModel
@@ -27,3 +29,37 @@ from pgm_energy.pseudo_likelihood import pseudo_log_likelihood
 from pgm_energy.sites import Binary, Categorical, Real, Spin
 from pgm_energy.structure import Block, Blocks, blocks
 from pgm_energy.transforms import binarize, condition, marginalize, relax, temper
+
+if TYPE_CHECKING:
+    from pgm_energy.comparison import Comparison as Comparison
+    from pgm_energy.comparison import compare as compare
+    from pgm_energy.convergence import Diagnosis as Diagnosis
+    from pgm_energy.convergence import diagnose as diagnose
+    from pgm_energy.diagnostics import to_datatree as to_datatree
+    from pgm_energy.plots import plot_filters as plot_filters
+    from pgm_energy.plots import plot_samples as plot_samples
+    from pgm_energy.plots import plot_training as plot_training
+
+#: Names that need ArviZ or matplotlib, which are only imported when one of them is asked for.
+_LAZY = {
+    "Comparison": "comparison",
+    "Diagnosis": "convergence",
+    "compare": "comparison",
+    "diagnose": "convergence",
+    "plot_filters": "plots",
+    "plot_samples": "plots",
+    "plot_training": "plots",
+    "to_datatree": "diagnostics",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

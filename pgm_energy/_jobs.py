@@ -130,14 +130,12 @@ def learn(
     width = data.train.shape[1]
     if kind == "gmm":
         start = GaussianMixture.init(init_key, num_components=sizes.components, data=data.train)
-        result = EM(num_restarts=10).run(run_key, start, data.train, progress_bar=False)
+        found = EM(num_restarts=10).run(run_key, start, data.train, progress_bar=False)
         tell(1.0)
-        return result.model, result
+        return found.model, found
     model: EnergyModel
     if kind == "rbm":
-        model = RBM.init(
-            init_key, num_visible=width, num_hidden=sizes.hidden, data=data.train
-        )
+        model = RBM.init(init_key, num_visible=width, num_hidden=sizes.hidden, data=data.train)
     else:
         model = BoltzmannMachine.init(init_key, num_visible=width, data=data.train)
     updates = sizes.epochs * -(-len(data.train) // sizes.batch_size)

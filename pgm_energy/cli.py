@@ -34,13 +34,16 @@ class Model(StrEnum):
 
 
 _DATA_HELP = (
-    "Rows to use: .npy, .npz, .csv, .csv.gz or idx.gz. Default: scikit-learn's digits "
-    "(gmm: iris)."
+    "Rows to use: .npy, .npz, .csv, .csv.gz or idx.gz. Default: scikit-learn's digits (gmm: iris)."
 )
 DataFile = Annotated[Path | None, typer.Option("--data", help=_DATA_HELP)]
 Kind = Annotated[
-    Model, typer.Option("--model", help="rbm: restricted Boltzmann machine, bm: fully visible "
-                        "Boltzmann machine, gmm: Gaussian mixture.")
+    Model,
+    typer.Option(
+        "--model",
+        help="rbm: restricted Boltzmann machine, bm: fully visible "
+        "Boltzmann machine, gmm: Gaussian mixture.",
+    ),
 ]
 ExpectedKind = Annotated[
     Model | None, typer.Option("--model", help="Refuse a file that holds another model.")
@@ -100,9 +103,7 @@ def _bars(console: Console) -> Iterator[Callable[..., None]]:
         yield tell
 
 
-def _train(
-    console: Console, kind: Any, data: Any, sizes: Any, seed: int
-) -> tuple[Any, Any]:
+def _train(console: Console, kind: Any, data: Any, sizes: Any, seed: int) -> tuple[Any, Any]:
     from pgm_energy._jobs import learn
 
     with _bars(console) as tell:
@@ -156,7 +157,13 @@ def compare(
     os.environ.setdefault("MPLBACKEND", "Agg")
     with _one_line_errors():
         _compare(
-            _console(), data, model, load, seed, output, force,
+            _console(),
+            data,
+            model,
+            load,
+            seed,
+            output,
+            force,
             (hidden, components, epochs, batch_size, learning_rate),
             {"num_chains": chains, "num_warmup": warmup, "num_samples": samples},
         )
@@ -199,7 +206,9 @@ def _compare(
     key = jax.random.fold_in(jax.random.key(seed), 1)
     with _bars(console) as tell:
         comparison = run(
-            key, model, _jobs.standard_samplers(model),
+            key,
+            model,
+            _jobs.standard_samplers(model),
             progress=lambda name, phase, share: tell(
                 name, (_PHASES.index(phase) + share) / len(_PHASES), f"{name}: {phase}"
             ),
@@ -287,8 +296,12 @@ def sample(
         folder = _jobs.make_folder(output, "sample", force)
         with console.status("sampling"):
             values = draw(
-                jax.random.key(seed), loaded, chains * samples, num_chains=chains,
-                num_warmup=warmup, group_by_chain=True,
+                jax.random.key(seed),
+                loaded,
+                chains * samples,
+                num_chains=chains,
+                num_warmup=warmup,
+                group_by_chain=True,
             )
             arrays = {name: np.asarray(value) for name, value in values.items()}
             np.savez_compressed(folder / "samples.npz", allow_pickle=False, **arrays)
@@ -306,7 +319,7 @@ def _picture(folder: Path, model: Any, arrays: dict[str, Any]) -> None:
     for name in model.data_sites:
         shape = image_shape(model.sites[name])
         if shape is not None:
-            draws = arrays[name][:, -1:: -max(1, arrays[name].shape[1] // 5)][:, :5]
+            draws = arrays[name][:, -1 :: -max(1, arrays[name].shape[1] // 5)][:, :5]
             figure = plot_samples(draws.reshape(-1, *shape), title=f"draws of {name}")
             (folder / "samples.png").write_bytes(png_bytes(figure))
             return

@@ -1,11 +1,11 @@
-"""Chains as an ArviZ DataTree, and what they say about themselves."""
+"""Chains as an ArviZ DataTree: named dimensions, energies, flip rates, frozen units."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any
 
 import arviz as az
 import jax
@@ -17,7 +17,7 @@ from pgm_energy._checks import require_key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Site
 
-__all__ = ["Diagnosis", "diagnose", "to_datatree"]
+__all__ = ["build_datatree", "to_datatree"]
 
 #: NumPyro's name of a statistic, and the name that ArviZ and its plots know it by. HMC's total
 #: energy gives its name to the energy of the model, which every sampler has.
@@ -31,38 +31,6 @@ _RENAMED = {
 _ENERGY_CHUNK = 4096
 
 Samples = dict[str, np.ndarray]
-
-
-class Diagnosis(NamedTuple):
-    """Diagnostics of the expected statistics E[T(x)] of one site, flattened.
-
-    One entry per unit; categorical units have one per state, that of its indicator.
-
-    Attributes
-    ----------
-    mean, sd
-        Moments over all chains and draws.
-    mcse
-        Monte Carlo standard error of the mean; NaN where the statistic never moved.
-    ess_bulk, ess_tail
-        Effective sample sizes (counts); NaN where the statistic never moved. A statistic with
-        two values has no tail of its own: both are the same.
-    rhat
-        Rank-normalised split R-hat; NaN where the statistic never moved, infinite where stuck.
-    frozen
-        Whether the statistic keeps one value in all draws of each chain.
-    stuck
-        Whether it is frozen at values that differ between chains: proof that nothing mixes.
-    """
-
-    mean: np.ndarray
-    sd: np.ndarray
-    mcse: np.ndarray
-    ess_bulk: np.ndarray
-    ess_tail: np.ndarray
-    rhat: np.ndarray
-    frozen: np.ndarray
-    stuck: np.ndarray
 
 
 # ---- from a NumPyro run ------------------------------------------------------------------------
@@ -277,27 +245,37 @@ def decode_to(
 
 
 def at_sites(model: EnergyModel, sampled: EnergyModel, decoded: Samples) -> Samples:
-    """Return the model's sites out of decoded draws, checked.
+    """Return the model's sites out of decoded draws ``(chain, draw, ...)``, checked.
 
     Raises
     ------
     ValueError
         If a site is not there, or has another shape or support.
     """
-    out = {}
+    require_sites_of(model, sampled, {name: value.shape[2:] for name, value in decoded.items()})
     for name, site in model.sites.items():
-        value = decoded.get(name)
-        cut = None if value is None else value.ndim - len(site.shape)
-        if value is None or value.shape[cut:] != site.shape:
-            found = ", ".join(f"{k!r} {v.shape[2:]}" for k, v in decoded.items())
+        site.check(name, decoded[name])
+    return {name: decoded[name] for name in model.sites}
+
+
+def require_sites_of(
+    model: EnergyModel, sampled: EnergyModel, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse draws whose shapes, by site, do not hold the model's sites.
+
+    Raises
+    ------
+    ValueError
+        Naming the first site that is missing or of another shape.
+    """
+    for name, site in model.sites.items():
+        if shapes.get(name) != site.shape:
+            found = ", ".join(f"{other!r} of shape {shape}" for other, shape in shapes.items())
             raise ValueError(
-                f"draws of {type(sampled).__name__} decode to {found}; "
-                f"{type(model).__name__} has a site {name!r} of shape {site.shape}: sample the "
-                "model itself or a transformation of it"
+                f"draws of {type(sampled).__name__} lead to {found}; {type(model).__name__} has "
+                f"a site {name!r} of shape {site.shape}: sample the model itself or a "
+                "transformation of it"
             )
-        site.check(name, value)
-        out[name] = value
-    return out
 
 
 # ---- assembling --------------------------------------------------------------------------------
@@ -339,12 +317,15 @@ def _assemble(
         site, value = sites.get(name), samples[name]
         rank = 2 + (len(site.shape) if site is not None else value.ndim - 2)
         rows = tuple(f"{name}_row_{i}" for i in range(value.ndim - rank))
-        own = names[name] if site is not None else tuple(
-            f"{name}_dim_{i}" for i in range(value.ndim - 2)
+        own = (
+            names[name]
+            if site is not None
+            else tuple(f"{name}_dim_{i}" for i in range(value.ndim - 2))
         )
         mask = (value == value[:, :1]).all(axis=1)
         count = int(mask.all(axis=0).sum())
-        posterior[name] = xr.Variable(("chain", "draw", *rows, *own), value, {"frozen_units": count})
+        posterior[name] = xr.Variable(("chain", "draw", *rows, *own), value)
+        posterior[name].attrs["frozen_units"] = count
         frozen[name] = xr.Variable(("chain", *rows, *own), mask)
     groups = {
         "posterior": _dataset(posterior),
@@ -393,95 +374,3 @@ def library_version() -> str:
         return version("pgm-energy")
     except PackageNotFoundError:
         return "unknown"
-
-
-# ---- what the chains say -----------------------------------------------------------------------
-
-
-def diagnose(tree: xr.DataTree, model: EnergyModel) -> dict[str, Diagnosis]:
-    """Return diagnostics of the energy and of every site of a DataTree.
-
-    Parameters
-    ----------
-    tree
-        What :func:`to_datatree` returned.
-    model
-        The energy model whose sites are in it.
-
-    Returns
-    -------
-    dict
-        A :class:`Diagnosis` by site name, and one of the energy under ``"energy"``.
-
-    Notes
-    -----
-    ESS, R-hat and MCSE are ArviZ's, of E[T(x)]: state indicators for categorical units. Units
-    that never moved have NaN instead of the full sample size that ESS gives a constant.
-
-    References
-    ----------
-    A. Vehtari, A. Gelman, D. Simpson, B. Carpenter and P.-C. Burkner (2021), Rank-normalization,
-    folding, and localization: an improved R-hat for assessing convergence of MCMC.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp, pgm_energy as pgm
-    >>> from numpyro.infer import MCMC
-    >>> rbm = pgm.RBM(weights=jnp.ones((3, 2)))
-    >>> mcmc = MCMC(pgm.BlockGibbs(rbm), num_warmup=5, num_samples=50, num_chains=4,
-    ...             chain_method="vectorized", progress_bar=False)
-    >>> mcmc.run(jax.random.key(0))
-    >>> pgm.diagnose(pgm.to_datatree(mcmc), rbm)["v"].mean.shape
-    (3,)
-    """
-    out = {}
-    posterior, stats = tree["posterior"], tree["sample_stats"]
-    if "energy" in stats:
-        out["energy"] = diagnose_array(stats["energy"].values[..., None])
-    for name, site in model.sites.items():
-        if name in posterior:
-            out[name] = diagnose_array(encoded_draws(posterior[name].values, site))
-    return out
-
-
-def encoded_draws(values: np.ndarray, site: Site) -> np.ndarray:
-    """Return T(x) of draws, shape ``(chain, draw, statistics)``."""
-    flat = values.reshape(*values.shape[:2], -1)
-    if not site.event:
-        return flat
-    one_hot = flat[..., None] == site.states
-    return one_hot.reshape(*flat.shape[:2], -1).astype(np.int8)
-
-
-def diagnose_array(draws: np.ndarray) -> Diagnosis:
-    """Return the diagnosis of statistics, shape ``(chain, draw, statistics)``."""
-    draws = np.asarray(draws, np.float64)
-    still = (draws == draws[:, :1]).all(axis=1)
-    frozen = still.all(axis=0)
-    stuck = frozen & (draws[:, 0] != draws[:1, 0]).any(axis=0)
-    size = draws.shape[-1]
-    nan = np.full(size, np.nan)
-    bulk, tail, rhat, mcse = (nan.copy() for _ in range(4))
-    moving = np.flatnonzero((~frozen | stuck) & np.isfinite(draws).all(axis=(0, 1)))
-    if len(moving) and draws.shape[1] >= 4:
-        part = draws[..., moving]
-        # a folded or an indicator statistic of a two-valued unit may be constant
-        with np.errstate(invalid="ignore", divide="ignore"):
-            bulk[moving] = az.ess(part, method="bulk")
-            tail[moving] = az.ess(part, method="tail", prob=(0.05, 0.95))
-            rhat[moving] = az.rhat(part)
-            mcse[moving] = az.mcse(part)
-        low, high = part.min(axis=(0, 1)), part.max(axis=(0, 1))
-        two_valued = ((part == low) | (part == high)).all(axis=(0, 1))
-        tail[moving] = np.where(two_valued, bulk[moving], tail[moving])
-    rhat[stuck] = np.inf
-    return Diagnosis(
-        mean=draws.mean(axis=(0, 1)),
-        sd=draws.std(axis=(0, 1)),
-        mcse=mcse,
-        ess_bulk=bulk,
-        ess_tail=tail,
-        rhat=rhat,
-        frozen=frozen,
-        stuck=stuck,
-    )

@@ -351,7 +351,7 @@ class EnergyModel(ABC):
         units = None if index is None else as_index(family, site, index)
         coupled = require_block(self, site, units)
         if site not in values:
-            values = {**values, site: jnp.zeros(family.shape, family.dtype)}
+            values = {**values, site: jnp.full(family.shape, family.filler, family.dtype)}
         values, _ = self.check_values(values)
         position = None if units is None else jnp.asarray(units)
         natural = (
@@ -364,7 +364,7 @@ class EnergyModel(ABC):
 
     # ---- the NumPyro model -----------------------------------------------------------------
 
-    def __call__(self, *args: Any, **observed: Any) -> dict[str, jax.Array]:
+    def __call__(self, *args: Any, **observed: Any) -> dict[str, Any]:
         """Run as a NumPyro model: a masked base measure per site, then one factor.
 
         Parameters

@@ -178,11 +178,14 @@ def log_sum(
     chunk = min(chunk, size)
     fixed = dict(given or {})
 
+    def energy(number: jax.Array) -> jax.Array:
+        clamped = model.clamp({**fixed, **space.values(number)}) if model.sites else {}
+        # what is given is not rounded to the type of samples, as clamping does
+        return model.energy(**model.encode({**clamped, **fixed}))
+
     def part(first: jax.Array) -> jax.Array:
         numbers = first + jnp.arange(chunk)
-        energies = jax.vmap(lambda n: energy_of(model, {**fixed, **space.values(n)}))(
-            jnp.minimum(numbers, size - 1)
-        )
+        energies = jax.vmap(energy)(jnp.minimum(numbers, size - 1))
         return logsumexp(jnp.where(numbers < size, -energies, -jnp.inf))
 
     if chunk == size:

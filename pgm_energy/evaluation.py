@@ -18,7 +18,6 @@ from pgm_energy.enumeration import (
     StateSpace,
     chunk_size,
     double,
-    energy_of,
     log_sum,
     require_concrete,
     sum_out,
@@ -227,7 +226,7 @@ def _free_energies(model: EnergyModel, rows: dict[str, np.ndarray]) -> np.ndarra
 
 def free_energy(model: EnergyModel, values: Any, space: StateSpace, chunk: int) -> jax.Array:
     if not space.sites:
-        return energy_of(model, values)
+        return model.energy(**model.encode(values))
     return -log_sum(model, space=space, chunk=chunk, given=values)
 
 

@@ -43,8 +43,9 @@ class Natural(NamedTuple):
         if self.rest is None:
             return None
         encoded = site.encode(block)
-        if isinstance(site, Real) and self.precision is not None:
-            return self.rest - site.quadratic(encoded, self.eta, self.precision)
+        if isinstance(site, Real):
+            precision = jnp.ones_like(self.eta) if self.precision is None else self.precision
+            return self.rest - site.quadratic(encoded, self.eta, precision)
         return self.rest - jnp.sum(self.eta * encoded)
 
 

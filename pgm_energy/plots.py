@@ -10,6 +10,7 @@ import arviz as az
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Categorical, Site
@@ -154,6 +155,11 @@ def _plot_chains(draws: Mapping[str, np.ndarray], kind: str, quantity: str) -> F
         high = max(axis.get_ylim()[1] for axis in axes)
         for axis in axes:
             axis.set_ylim(low, high)
+    for axis in axes:
+        # the test of uniformity assumes independent draws, which these are not
+        for text in list(axis.texts):
+            text.remove()
+        axis.xaxis.set_major_locator(MaxNLocator(4))
     if kind == "ess":
         first = next(iter(names))
         for part in ("ess_bulk", "ess_tail"):
@@ -170,7 +176,11 @@ def _plot_means(comparison: Any, only: str | None) -> Figure:
     best = summary["ess_min"].idxmax()
     against = "exact mean" if exact is not None else f"mean by {best}"
     figure, axes = plt.subplots(
-        1, len(summary), figsize=(1.0 + 3.4 * len(summary), 3.4), squeeze=False, sharey=True,
+        1,
+        len(summary),
+        figsize=(1.0 + 3.4 * len(summary), 3.4),
+        squeeze=False,
+        sharey=True,
         layout="constrained",
     )
     for axis, name in zip(axes[0], summary.index, strict=True):
@@ -182,8 +192,13 @@ def _plot_means(comparison: Any, only: str | None) -> Figure:
                 else comparison.diagnoses[best][site].mean
             )
             axis.errorbar(
-                reference, mine.mean - reference, yerr=2.0 * np.nan_to_num(mine.mcse), fmt="o",
-                markersize=3, linewidth=0.8, label=f"site {site}",
+                reference,
+                mine.mean - reference,
+                yerr=2.0 * np.nan_to_num(mine.mcse),
+                fmt="o",
+                markersize=3,
+                linewidth=0.8,
+                label=f"site {site}",
             )
         axis.axhline(0.0, color="0.4", linewidth=0.8)
         axis.set_title(name, fontsize=11)
@@ -303,8 +318,8 @@ def plot_samples(
     pictures = _as_images(images, shape, "images")
     shown = pictures[:max_images]
     columns = min(num_columns, len(shown))
-    rows = -(-len(shown) // columns)
-    figure, axis = plt.subplots(figsize=(0.7 * columns + 0.3, 0.7 * rows + 0.6), layout="constrained")
+    size = (0.7 * columns + 0.3, 0.7 * -(-len(shown) // columns) + 0.6)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     _show_grid(axis, shown, columns)
     axis.set_title(f"{title} ({len(shown)} of {len(pictures)})", fontsize=11)
     return figure
@@ -349,8 +364,8 @@ def plot_filters(
     filters = _as_images(weights.T[order], shape, "filters")
     limit = float(np.abs(filters).max()) or 1.0
     columns = min(10, len(filters))
-    rows = -(-len(filters) // columns)
-    figure, axis = plt.subplots(figsize=(0.75 * columns + 1.5, 0.75 * rows + 0.6), layout="constrained")
+    size = (0.75 * columns + 1.5, 0.75 * -(-len(filters) // columns) + 0.6)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     picture = _show_grid(axis, filters, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axis.set_title(f"filters of {len(filters)} of {weights.shape[1]} hidden units", fontsize=11)
     figure.colorbar(picture, ax=axis, shrink=0.8).set_label("weight (nats)")

@@ -52,10 +52,13 @@ _NOTES = (
 )
 _CAPTIONS = {
     "trace": "Energy along the chains (up to 16 of them). Chains that mix overlap.",
-    "rank": "Rank plot of the energy: each line is a chain; all should stay together around zero.",
+    "rank": (
+        "Rank plot of the energy: each line is a chain, all should stay together around zero; "
+        "black where one stands out."
+    ),
     "ess": "Effective sample size of the energy as draws come in. It should grow like a line.",
     "autocorrelation": "Autocorrelation of the energy by lag: how soon a chain forgets.",
-    "worst_unit": "The worst mixing unit of all samplers, along the chains.",
+    "worst_unit": "Autocorrelation of the unit that mixes worst in any sampler.",
     "means": "Means of all units against the reference, with 2 standard errors.",
     "samples": "Draws of some chains (one per row), from the first to the last.",
 }
@@ -170,7 +173,7 @@ def figures(comparison: Any) -> dict[str, Figure]:
     out = {kind: comparison.plot(kind) for kind in ("trace", "rank", "ess", "autocorrelation")}
     site = _worst_site(comparison)
     if site is not None:
-        out["worst_unit"] = comparison.plot("trace", site=site)
+        out["worst_unit"] = comparison.plot("autocorrelation", site=site)
     out["means"] = comparison.plot("means")
     if any(image_shape(site) is not None for site in comparison.model.sites.values()):
         out["samples"] = comparison.plot("samples")
@@ -209,7 +212,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem aut
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th { background: #f4f4f4; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
+th { background: #f4f4f4; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .notes { color: #555; font-size: 13px; }
 """

@@ -130,7 +130,7 @@ def load(path: str | os.PathLike[str], cls: type[EnergyModel] | None = None) -> 
     if cls is not None:
         if not (isinstance(cls, type) and issubclass(cls, EnergyModel)):
             raise TypeError(f"cls must be a class of energy models, got {cls!r}")
-        if name.rpartition(".")[2] != cls.__name__:
+        if name.partition(":")[2].rpartition(".")[2] != cls.__name__:
             raise ValueError(f"{path} holds a model of class {name}, not {cls.__name__}")
     return _rebuild(path, description, tensors, cls)
 

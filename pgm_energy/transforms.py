@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete, static, struct
+from pgm_energy._struct import is_concrete, replace, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, derive_natural_parameters
 from pgm_energy.probe import Probe, eager_float64, interior_point, probe, require_block
@@ -323,7 +323,10 @@ class Marginal(EnergyModel):
         sites = self.model.sites
         fill = {name: jnp.full(site.shape, site.filler) for name, site in sites.items()}
         values = {name: sites[name].from_encoded(encoded[name]) for name in self.sites}
-        values[self.site] = self.model.clamp(fill)[self.site]
+        reference = self.model.clamp(fill)[self.site]
+        if not sites[self.site].is_discrete:  # stored in single precision, used in this one
+            reference = jnp.asarray(reference, jnp.result_type(float))
+        values[self.site] = reference
         return {name: values[name] for name in sites}
 
     def _natural(self, inner: Values) -> Natural:
@@ -564,8 +567,10 @@ class Relaxed(EnergyModel):
 
     def energy(self, y: jax.Array) -> jax.Array:
         total: Any = 0.0
-        for _, site, eta in self._split(self.loadings @ y + self.bias):
-            total = total + jnp.sum(site.log_normalizer(eta))
+        parts = zip(self._split(self.loadings @ y + self.bias), self._split(self.bias), strict=True)
+        for (_, site, eta), (_, _, origin) in parts:
+            # unit by unit against y = 0: the terms of clamped units are large and cancel
+            total = total + jnp.sum(site.log_normalizer(eta) - site.log_normalizer(origin))
         norm = 0.5 * y.shape[0] * math.log(2.0 * math.pi)
         return 0.5 * y @ y + norm + self.offset - total
 
@@ -710,12 +715,16 @@ def relax(model: EnergyModel) -> EnergyModel:
     binary = np.concatenate([np.full(s.size, isinstance(s, Binary)) for s in model.sites.values()])
     bias = linear - np.where(binary, 0.5 * shift, 0.0)
     offset = constant + 0.5 * shift * float((~binary).sum())
-    return Relaxed(
+    twin = Relaxed(
         model=model,
         loadings=jnp.asarray(loadings),
         bias=jnp.asarray(bias),
-        offset=jnp.asarray(offset),
+        offset=jnp.zeros(()),
     )
+    with eager_float64():
+        parts = twin._split(jnp.asarray(twin.bias, jnp.result_type(float)))
+        offset -= sum(float(jnp.sum(site.log_normalizer(eta))) for _, site, eta in parts)
+    return replace(twin, offset=jnp.asarray(offset))
 
 
 # ---- binarize --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What comes in at the door: keys, counts, rows of data. Every refusal says where and what to do."""
+"""What comes in at the door: keys, counts, rows. Every refusal says where and what to do."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class TwoTables(pgm.EnergyModel):
         return -jnp.sum(a) * jnp.sum(self.weights * b) - jnp.sum(h)
 
 
-# ---- keys and counts ---------------------------------------------------------------------------
+# ---- keys and counts -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,9 @@ def test_batches_of_keys_are_told_from_single_ones():
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, "3", None, True])
 def test_counts_are_positive_integers(bad):
-    with pytest.raises(ValueError, match=f"num_chains must be an integer of at least 1, got {bad!r}"):
+    with pytest.raises(
+        ValueError, match=f"num_chains must be an integer of at least 1, got {bad!r}"
+    ):
         require_count("num_chains", bad)
 
 
@@ -89,7 +91,7 @@ def test_counts_of_numpy_are_integers():
     assert require_count("num_warmup", 0, 0) == 0
 
 
-# ---- rows that are accepted ---------------------------------------------------------------------
+# ---- rows that are accepted ----------------------------------------------------------------------
 
 BITS = np.array([[0, 1, 1], [1, 0, 0]])
 
@@ -139,7 +141,7 @@ def test_two_data_sites():
     assert rows["a"].shape == (4, 2, 2)
 
 
-# ---- rows that are refused ----------------------------------------------------------------------
+# ---- rows that are refused -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,18 @@ def test_allowances_do_not_hide_wrong_values():
             "site 'h', which is latent; the data sites of RBM are 'v'",
         ),
     ],
-    ids=["width", "one row", "rank", "empty", "text", "complex", "object", "unknown", "none", "latent"],
+    ids=[
+        "width",
+        "one row",
+        "rank",
+        "empty",
+        "text",
+        "complex",
+        "object",
+        "unknown",
+        "none",
+        "latent",
+    ],
 )
 def test_data_of_a_wrong_form(data, error, message):
     with pytest.raises(error, match=message):

@@ -626,7 +626,7 @@ def test_nan_energies_are_refused():
         (np.zeros((2, 4)), r"shape \(rows, 5\), got \(2, 4\)"),
         (np.array([[0, 1, 0, 2, 1]]), "got 2 at row 0, column 3"),
         (np.array([[0.0, 1, 0, np.nan, 1]]), "NaN at row 0, column 3"),
-        ({"h": np.zeros((1, 4))}, "lacks site 'v'"),
+        ({"h": np.zeros((1, 4))}, "site 'h', which is latent"),
     ],
     ids=["grey", "empty", "width", "support", "nan", "site"],
 )

@@ -53,13 +53,17 @@ def machine(num=5, unit=pgm.Binary, num_hidden=0, scale=0.6, seed=1):
 
 @pgm.struct
 class Mixed(pgm.EnergyModel):
-    """Three families that no class of the library combines; the precision depends on ``z``."""
+    """Three families that no class of the library combines; the precision depends on ``z``.
+
+    Written ``affine`` in the one-hot ``z``, or with products of it that are the same at its states.
+    """
 
     logits: Array
     means: Array
     precisions: Array
     weights: Array
     field: Array
+    affine: bool = pgm.static(default=True)
 
     @property
     def sites(self):
@@ -71,12 +75,14 @@ class Mixed(pgm.EnergyModel):
         }
 
     def energy(self, b, z, x):
-        precision, mean = z @ self.precisions, z @ self.means
-        quadratic = 0.5 * jnp.sum(precision * (x - mean) ** 2)
+        if self.affine:
+            quadratic = z @ jnp.sum(0.5 * self.precisions * (x - self.means) ** 2, axis=-1)
+        else:
+            quadratic = 0.5 * jnp.sum((z @ self.precisions) * (x - z @ self.means) ** 2)
         return quadratic - z @ self.logits - b @ self.weights @ z - b @ self.field @ x
 
 
-def mixed(seed=2):
+def mixed(seed=2, affine=True):
     rng = np.random.default_rng(seed)
     return Mixed(
         logits=rng.normal(size=3),
@@ -84,6 +90,7 @@ def mixed(seed=2):
         precisions=rng.uniform(0.5, 3.0, size=(3, 2)),
         weights=rng.normal(size=(2, 3)),
         field=0.5 * rng.normal(size=(2, 2)),
+        affine=affine,
     )
 
 

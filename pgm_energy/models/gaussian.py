@@ -195,7 +195,7 @@ class GaussianMixture(Mixture):
         powers = jax.lax.map(component, (self.means, whiteners))
         return self.log_weights + self._log_norm() + powers.T
 
-    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: float) -> Self:
+    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: Any) -> Self:
         """Return weighted means and covariances, no variance in any direction below the floor.
 
         Second moments are taken about the previous means: in float32 moments about the origin
@@ -231,7 +231,7 @@ class GaussianMixture(Mixture):
             return floor
         return jnp.maximum(floor, 8.0 * _singular(self.covariances))
 
-    def with_floor(self, floor: float) -> Self:
+    def with_floor(self, floor: Any) -> Self:
         """Return the mixture with no variance in any direction below the floor."""
         raised = _raise_floor(self.covariances, self._least(floor), self._has_matrices)
         return replace(self, covariances=raised)
@@ -358,9 +358,8 @@ class GaussianMixture(Mixture):
             )
         width = table.shape[1]
         shape = _covariance_shape(covariance_type, count, width)
-        unit = jnp.broadcast_to(jnp.eye(width), shape) if len(shape) > 1 else jnp.ones(shape)
-        if covariance_type == "diag":
-            unit = jnp.ones(shape)
+        matrices = covariance_type in ("full", "tied")
+        unit = jnp.broadcast_to(jnp.eye(width), shape) if matrices else jnp.ones(shape)
         blank = cls(
             weights=jnp.full(count, 1.0 / count),
             means=jnp.zeros((count, width)),
@@ -388,7 +387,7 @@ def _singular(matrix: Any) -> float:
     return float(matrix.shape[-1] * jnp.finfo(matrix.dtype).eps)
 
 
-def _raise_floor(moments: jax.Array, floor: float, matrices: bool) -> jax.Array:
+def _raise_floor(moments: jax.Array, floor: Any, matrices: bool) -> jax.Array:
     """Return the covariance of largest likelihood with no variance below the floor."""
     if not matrices:
         return jnp.maximum(moments, floor)
@@ -401,20 +400,20 @@ def _raise_floor(moments: jax.Array, floor: float, matrices: bool) -> jax.Array:
 
 
 def _nearest_covariances(covariances: jax.Array, matrices: bool) -> jax.Array:
-    """Positive, and the identity on what is valid; eigenvalues of the correlations are raised."""
+    """Symmetric with positive eigenvalues, the identity on what is valid."""
     tiny = jnp.finfo(covariances.dtype).tiny
     if not matrices:
         least = jnp.maximum(1e-6 * jnp.max(covariances), tiny)
         return jnp.where(covariances > 0, covariances, least)
     even = 0.5 * (covariances + jnp.swapaxes(covariances, -1, -2))
     variances = jnp.diagonal(even, axis1=-2, axis2=-1)
-    least = jnp.maximum(1e-6 * jnp.max(variances, axis=-1, keepdims=True), tiny)
-    scale = jnp.sqrt(jnp.where(variances > 0, variances, least))
-    outer = scale[..., :, None] * scale[..., None, :]
+    scale = jnp.sqrt(jnp.where(variances > 0, variances, 1.0))
+    correlations = even / (scale[..., :, None] * scale[..., None, :])
     limit = _singular(covariances)
-    values, vectors = jnp.linalg.eigh(even / outer)
-    lifted = jnp.maximum(values, 4.0 * limit)  # clear of the limit, whatever rounding does
+    good = (jnp.linalg.eigvalsh(correlations)[..., 0] > limit) & jnp.all(variances > 0, axis=-1)
+    values, vectors = jnp.linalg.eigh(even)
+    largest = jnp.maximum(jnp.max(jnp.abs(values), axis=-1, keepdims=True), tiny)
+    lifted = jnp.maximum(values, jnp.maximum(1e-6, 8.0 * limit) * largest)
     raised = (vectors * lifted[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
-    raised = 0.5 * (raised + jnp.swapaxes(raised, -1, -2)) * outer
-    good = (values[..., 0] > limit) & jnp.all(variances > 0, axis=-1)
+    raised = 0.5 * (raised + jnp.swapaxes(raised, -1, -2))
     return jnp.where(good[..., None, None], even, raised)

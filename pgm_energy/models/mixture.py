@@ -55,7 +55,7 @@ class Mixture(EnergyModel):
         """Return log w_k + log p_k(x), nats, of encoded rows ``(N, ...)``: shape ``(N, K)``."""
 
     @abstractmethod
-    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: float) -> Self:
+    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: Any) -> Self:
         """Return the mixture that fits weighted rows best: the M-step.
 
         Parameters
@@ -70,7 +70,7 @@ class Mixture(EnergyModel):
         """
 
     @abstractmethod
-    def with_floor(self, floor: float) -> Self:
+    def with_floor(self, floor: Any) -> Self:
         """Return the nearest mixture that keeps the floor; the identity on one that does."""
 
     @abstractmethod
@@ -149,7 +149,7 @@ def project_simplex(values: jax.Array, floor: float) -> jax.Array:
     return jnp.where(inside, values, jnp.maximum(shifted - threshold, 0.0) + floor)
 
 
-def floored_frequencies(counts: jax.Array, floor: float) -> jax.Array:
+def floored_frequencies(counts: jax.Array, floor: Any) -> jax.Array:
     """Return p that maximises ``sum counts log p`` on the simplex with ``p >= floor``, last axis.
 
     Notes
@@ -291,7 +291,7 @@ class BernoulliMixture(Mixture):
         on, off = jnp.log(self.probs), jnp.log1p(-self.probs)
         return self.log_weights + rows @ on.T + (1.0 - rows) @ off.T
 
-    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: float) -> Self:
+    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: Any) -> Self:
         """Return weighted frequencies, kept within [floor, 1 - floor]."""
         counts = jnp.sum(responsibilities, axis=0)
         safe = jnp.where(counts > 0, counts, 1.0)[:, None]
@@ -302,7 +302,7 @@ class BernoulliMixture(Mixture):
             probs=jnp.clip(means, floor, 1.0 - floor),
         )
 
-    def with_floor(self, floor: float) -> Self:
+    def with_floor(self, floor: Any) -> Self:
         """Return the mixture with probabilities within [floor, 1 - floor]."""
         return replace(self, probs=jnp.clip(self.probs, floor, 1.0 - floor))
 
@@ -434,7 +434,7 @@ class CategoricalMixture(Mixture):
         log_probs = log_probs - jnp.log(jnp.sum(self.probs, axis=-1, keepdims=True))
         return self.log_weights + jnp.einsum("nds,kds->nk", rows, log_probs)
 
-    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: float) -> Self:
+    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: Any) -> Self:
         """Return weighted frequencies of the states, none below the floor."""
         counts = jnp.einsum("nk,nds->kds", responsibilities, rows)
         return replace(
@@ -443,7 +443,7 @@ class CategoricalMixture(Mixture):
             probs=floored_frequencies(counts, floor),
         )
 
-    def with_floor(self, floor: float) -> Self:
+    def with_floor(self, floor: Any) -> Self:
         """Return the mixture with no probability below the floor."""
         return replace(self, probs=floored_frequencies(self.probs, floor))
 

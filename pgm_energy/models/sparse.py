@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -68,9 +69,6 @@ class SparseBoltzmannMachine(EnergyModel):
     colours: Any = static(default=None)
     dims: tuple[str, ...] = static(default=())
     unit: Any = static(default=Binary)
-    #: ``(n, degree)`` neighbours and their edges, padded with edge m; made from ``edges``
-    neighbours: Any = static(default=None)
-    neighbour_edges: Any = static(default=None)
 
     data_sites: ClassVar[tuple[str, ...]] = ("v",)
 
@@ -80,33 +78,29 @@ class SparseBoltzmannMachine(EnergyModel):
             raise TypeError(f"unit must be Binary or Spin, got {self.unit!r}")
         if self.bias.ndim == 0 or 0 in self.bias.shape:
             raise ValueError(f"bias must have one entry per unit, got shape {self.bias.shape}")
-        if self.neighbours is None:  # a copy with new parameters keeps its tables
-            edges = _check_edges(self.edges, self.bias.size)
-            object.__setattr__(self, "edges", StaticArray(edges))
-            tables = _neighbour_table(edges, self.bias.size)
-            object.__setattr__(self, "neighbours", tables and StaticArray(tables[0]))
-            object.__setattr__(self, "neighbour_edges", tables and StaticArray(tables[1]))
-            self._check_colours(edges)
+        if not isinstance(self.edges, StaticArray):
+            pairs = StaticArray(_check_edges(self.edges, self.bias.size))
+            object.__setattr__(self, "edges", pairs)
+        _neighbour_table(self.edges, self.bias.size)  # checked once per graph
+        if self.colours is not None:
+            colours = self.colours
+            if not isinstance(colours, StaticArray):
+                colours = StaticArray(np.asarray(colours))
+                object.__setattr__(self, "colours", colours)
+            _check_colours(self.edges, colours, self.bias.size)
         if self.values.shape != (len(self.edges),):
             raise ValueError(
                 f"values must have one coupling per edge, shape ({len(self.edges)},), "
                 f"got {self.values.shape}"
             )
 
-    def _check_colours(self, edges: np.ndarray) -> None:
-        if self.colours is None:
-            return
-        colours = np.asarray(self.colours)
-        if colours.shape != (self.bias.size,) or colours.dtype.kind not in "iu":
-            raise ValueError(
-                f"colours must be integers of shape ({self.bias.size},), got {colours.dtype} of "
-                f"shape {colours.shape}"
-            )
-        same = np.flatnonzero(colours[edges[:, 0]] == colours[edges[:, 1]])
-        if len(same):
-            i, j = (int(k) for k in edges[same[0]])
-            raise ValueError(f"units {i} and {j} are coupled and have the same colour")
-        object.__setattr__(self, "colours", StaticArray(colours))
+    @property
+    def neighbours(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Neighbours of each unit and their edges, ``(n, degree)``, padded with edge m.
+
+        None where a few hubs would make the table mostly padding.
+        """
+        return _neighbour_table(self.edges, self.bias.size)
 
     @classmethod
     def from_edges(
@@ -169,12 +163,13 @@ class SparseBoltzmannMachine(EnergyModel):
         """
         flat = self.sites[site].encode(values[site]).reshape(-1)
         bias = self.bias.reshape(-1)
-        if self.neighbours is None:
+        table = self.neighbours
+        if table is None:
             first, second = self.edges.array.T
             fields = bias.at[first].add(self.values * flat[second])
             fields = fields.at[second].add(self.values * flat[first])
             return Natural(fields.reshape(self.bias.shape) if index is None else fields[index])
-        around, edges = self.neighbours.array, self.neighbour_edges.array
+        around, edges = table
         if index is not None:
             around, edges = jnp.asarray(around)[index], jnp.asarray(edges)[index]
         weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
@@ -185,10 +180,10 @@ class SparseBoltzmannMachine(EnergyModel):
 
     def block_couplings(self, site: str, index: jax.Array) -> jax.Array:
         """Return the couplings inside a block, looked up among the units' neighbours."""
-        if self.neighbours is None:
+        table = self.neighbours
+        if table is None:
             return EnergyModel.block_couplings(self, site, index)
-        around = jnp.asarray(self.neighbours.array)[index]
-        edges = jnp.asarray(self.neighbour_edges.array)[index]
+        around, edges = (jnp.asarray(part)[index] for part in table)
         weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
         same = around[:, :, None] == index
         return jnp.sum(jnp.where(same, weights[:, :, None], 0.0), axis=1)
@@ -281,21 +276,37 @@ def _check_edges(edges: Any, num_units: int) -> np.ndarray:
     return pairs.astype(np.int32)
 
 
-def _neighbour_table(edges: np.ndarray, num_units: int) -> tuple[np.ndarray, np.ndarray] | None:
+@functools.lru_cache(maxsize=32)
+def _check_colours(edges: StaticArray, colours: StaticArray, num_units: int) -> None:
+    labels = colours.array
+    if labels.shape != (num_units,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"colours must be integers of shape ({num_units},), got {labels.dtype} of "
+            f"shape {labels.shape}"
+        )
+    same = np.flatnonzero(labels[edges.array[:, 0]] == labels[edges.array[:, 1]])
+    if len(same):
+        i, j = (int(k) for k in edges.array[same[0]])
+        raise ValueError(f"units {i} and {j} are coupled and have the same colour")
+
+
+@functools.lru_cache(maxsize=32)
+def _neighbour_table(edges: StaticArray, num_units: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Neighbours and edge numbers of each unit, padded; None where the padding would dominate."""
-    count = len(edges)
-    ends = np.concatenate([edges[:, 0], edges[:, 1]])
+    pairs = _check_edges(edges, num_units)
+    count = len(pairs)
+    ends = np.concatenate([pairs[:, 0], pairs[:, 1]])
     degree = np.bincount(ends, minlength=num_units)
-    width = max(int(degree.max(initial=0)), 1)
-    if num_units * width > _TABLE_WASTE * (2 * count + num_units):
+    width = int(degree.max(initial=0))
+    if width == 0 or num_units * width > _TABLE_WASTE * (2 * count + num_units):
         return None
     order = np.argsort(ends, kind="stable")
     rows = ends[order]
     places = np.arange(2 * count) - (np.cumsum(degree) - degree)[rows]
     neighbours = np.zeros((num_units, width), dtype=np.int32)
     numbers = np.full((num_units, width), count, dtype=np.int32)
-    neighbours[rows, places] = np.concatenate([edges[:, 1], edges[:, 0]])[order]
-    numbers[rows, places] = order % max(count, 1)
+    neighbours[rows, places] = np.concatenate([pairs[:, 1], pairs[:, 0]])[order]
+    numbers[rows, places] = order % count
     return neighbours, numbers
 
 

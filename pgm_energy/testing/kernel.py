@@ -261,7 +261,7 @@ def _state_numbers(space: StateSpace, values: Raw) -> np.ndarray:
 def _pearson(exam: Exam, law: np.ndarray, counts: np.ndarray, alpha: float) -> None:
     from scipy import stats
 
-    total = counts.sum()
+    total = int(counts.sum())
     impossible = counts[law == 0.0].sum()
     if impossible:
         exam.fail("chi-square", f"{impossible} draws in states of probability zero")

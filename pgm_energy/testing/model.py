@@ -87,20 +87,22 @@ def check_energy_model(
     exam = Exam(type(model).__name__)
     _check_sites(exam, model)
     configurations = _configurations(model, num_probes, rng)
+    _check_structure(exam, model, key)
     _check_energy(exam, model, configurations)
     _check_numpyro(exam, model, configurations)
-    for x64 in (False, True):
-        with precision(x64):
-            used = double(model) if x64 else model
-            _check_conditionals(exam, used, configurations, rng, DOUBLE if x64 else SINGLE)
     with precision(True):
         exact_model = double(model)
         check_natural(exam, exact_model, configurations, rng)
         check_couplings(exam, exact_model, configurations, rng)
         check_interactions(exam, model)
+    for x64 in (False, True):
+        with precision(x64):
+            used = double(model) if x64 else model
+            _check_conditionals(exam, used, configurations, rng, DOUBLE if x64 else SINGLE)
+    with precision(True):
         _check_free_energies(exam, exact_model, configurations)
         _check_gradient(exam, exact_model, configurations)
-    _check_structure(exam, model, key)
+    _note_schedule(exam, model)
     _check_log_partition(exam, model)
     return exam.report()
 
@@ -167,7 +169,8 @@ def _check_numpyro(exam: Exam, model: EnergyModel, configurations: list[Raw]) ->
     with precision(True):
         used = double(model)
         for values in configurations:
-            substituted = handlers.substitute(handlers.seed(used, jax.random.key(0)), data=values)
+            data = {key: jnp.asarray(value) for key, value in values.items()}
+            substituted = handlers.substitute(handlers.seed(used, jax.random.key(0)), data=data)
             trace = handlers.trace(substituted).get_trace()
             total = 0.0
             for site in trace.values():
@@ -195,11 +198,8 @@ def _blocks_to_try(
     units: list[np.ndarray | None] = []
     if len(free) == model.sites[name].size and _conditional(model, name, values, None) is not None:
         units.append(None)
-    if len(free) == 0:
-        return units
-    some = [np.asarray([unit]) for unit in rng.choice(free, min(3, len(free)), replace=False)]
-    if _conditional(model, name, values, some[0]) is not None:
-        units += some
+    some = rng.choice(free, min(3, len(free)), replace=False)[:, None]
+    units += [unit for unit in some if _conditional(model, name, values, unit) is not None]
     return units
 
 
@@ -293,6 +293,9 @@ def _check_structure(exam: Exam, model: EnergyModel, key: jax.Array) -> None:
     for first, second in pairs:
         scale = np.abs(np.asarray(first)).max(initial=0.0)
         exam.close("project", second, first, scale, SINGLE, "a parameter projected twice")
+
+
+def _note_schedule(exam: Exam, model: EnergyModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -1,0 +1,134 @@
+"""Every example gives the answer that it promises, with small arguments."""
+
+import math
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+TESTED = {
+    "boltzmann_exact_likelihood",
+    "boltzmann_hidden",
+    "gibbs_vs_hmc",
+    "mixture_1d",
+    "own_energy",
+    "rbm_features",
+    "rbm_reconstructions",
+}
+
+
+def example(name: str) -> SimpleNamespace:
+    """The names that an example defines."""
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{name}.py")))
+
+
+def test_every_example_is_tested():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == TESTED
+
+
+def test_rbm_features_beat_raw_pixels():
+    figures = example("rbm_features").main(num_hidden=64, num_epochs=20, max_rows=3000)
+    assert figures["features"] > 0.85
+    assert figures["features"] > figures["pixels"] + 0.05
+
+
+def test_copies_of_an_image_can_be_kept_together():
+    train, test, labels, truth = example("rbm_features").split(keep_copies_together=True)
+    assert len(train) + len(test) == 5 * 1797
+    assert len(labels) == len(train)
+    assert len(truth) == len(test)
+    count = len(test) // 5  # the first fifth are originals, the second the same moved up
+    pictures = test.reshape(5, count, 8, 8)
+    moved = pictures[0][:, 1:, :] > 0
+    # pixels are scaled by their own maximum, which does not change what is ink
+    assert (moved == (pictures[1][:, :-1, :] > 0)).mean() > 0.999
+
+
+def test_rbm_reconstructs_images_and_draws_a_picture(tmp_path):
+    picture = tmp_path / "picture.png"
+    figures = example("rbm_reconstructions").main(
+        output=picture, num_hidden=32, num_epochs=15, max_rows=600
+    )
+    # bits that are right with certainty would give 0, the mean image its own variance
+    assert 0.02 < figures["reconstruction_error"] < 0.8 * figures["mean_image_error"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rbm_reconstructions_reads_packed_bits_and_grey_levels(tmp_path):
+    load = example("rbm_reconstructions").load
+    bits = (np.random.default_rng(0).random((3, 784)) < 0.3).astype(np.int8)
+    np.savez(tmp_path / "packed.npz", train=np.packbits(bits, axis=1))
+    np.save(tmp_path / "grey.npy", (bits * 200 + 20).astype(np.uint8))
+    np.testing.assert_array_equal(load(tmp_path / "packed.npz"), bits)
+    np.testing.assert_array_equal(load(tmp_path / "grey.npy"), bits)
+    np.save(tmp_path / "small.npy", np.zeros((3, 64)))
+    with pytest.raises(ValueError, match="expected rows of 784 pixels, got 64"):
+        load(tmp_path / "small.npy")
+
+
+def test_exact_likelihood_of_a_visible_machine():
+    module = example("boltzmann_exact_likelihood")
+    figures = module.main(num_epochs=40)
+    train, test = module.embedded()
+    frequency = (train.sum(axis=0) + 0.5) / (len(train) + 1.0)
+    independent = np.log(np.where(test == 1, frequency, 1 - frequency)).sum(axis=1).mean()
+    assert figures["independent_test"] == pytest.approx(independent, abs=1e-2)
+    # the full run, 100 epochs, ends at -4.987 and -5.074
+    assert figures["train"] == pytest.approx(-4.99, abs=0.05)
+    assert figures["test"] == pytest.approx(-5.07, abs=0.05)
+
+
+def test_exact_likelihood_reads_tables(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = (rng.random((300, 3)) < 0.5).astype(int)
+    rows[:, 2] = rows[:, 0]  # one bit less of entropy than three coins
+    for name, part in (("train.csv", rows[:200]), ("test.csv", rows[200:])):
+        np.savetxt(tmp_path / name, part, fmt="%d", delimiter=",")
+    module = example("boltzmann_exact_likelihood")
+    figures = module.main(tmp_path / "train.csv", tmp_path / "test.csv", num_epochs=150)
+    assert figures["test"] > figures["independent_test"] + 0.5
+    assert figures["test"] < -2 * math.log(2) + 0.05
+    with pytest.raises(ValueError, match="both --train and --test"):
+        module.main(tmp_path / "train.csv")
+
+
+def test_hidden_units_learn_parity():
+    figures = example("boltzmann_hidden").main(num_epochs=600)
+    # no visible machine can do better than fair coins, and a fitted one does not do worse
+    assert figures["visible"] == pytest.approx(-3 * math.log(2), abs=0.01)
+    assert figures["visible_even"] == pytest.approx(0.5, abs=0.02)
+    assert figures["hidden"] > figures["visible"] + 0.3
+    assert figures["hidden"] < -2 * math.log(2) + 1e-4
+    assert figures["hidden_even"] > 0.75
+
+
+def test_mixture_is_recovered():
+    module = example("mixture_1d")
+    figures = module.main(num_warmup=300, num_samples=300)
+    assert figures["divergences"] == 0
+    for name, truth in module.TRUTH.items():
+        std = figures[f"std_{name}"]
+        assert (std < 0.15).all()
+        # 5 standard deviations: an error rate below 1e-6 for each parameter
+        assert (np.abs(figures[f"em_{name}"] - truth) < 5 * std).all()
+        assert (np.abs(figures[f"mean_{name}"] - figures[f"em_{name}"]) < std).all()
+
+
+def test_gibbs_and_hmc_agree_with_the_exact_answer():
+    table = example("gibbs_vs_hmc").main(num_spins=6, num_warmup=200, num_samples=500)
+    assert list(table.summary.index) == [
+        "block Gibbs",
+        "NUTS on the Gaussian twin",
+        "NumPyro DiscreteGibbs",
+    ]
+    assert (table.summary["exact_error_mcse"].astype(float) < 5).all()
+    assert (table.summary["ess_min"].astype(float) > 200).all()
+
+
+def test_own_energy_is_sampled_correctly():
+    figures = example("own_energy").main(num_samples=5000)
+    for name in ("squared_magnetisation", "field_variance"):
+        assert figures[name] == pytest.approx(figures[f"exact_{name}"], rel=0.05)

@@ -29,7 +29,7 @@ def embedded() -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(
-    train: Path | None = None, test: Path | None = None, num_epochs: int = 100, seed: int = 0
+    train: Path | None = None, test: Path | None = None, num_updates: int = 4000, seed: int = 0
 ) -> dict[str, float]:
     """Print exact log-likelihoods, nats per row, of independent columns and of the machine."""
     if (train is None) != (test is None):
@@ -41,12 +41,13 @@ def main(
     init_key, learn_key = jax.random.split(jax.random.key(seed))
 
     start = pgm.BoltzmannMachine.init(init_key, num_visible=rows.shape[1], data=rows)
-    num_steps = num_epochs * -(-len(rows) // 128)
+    batch = min(128, len(rows))
+    num_epochs = -(-num_updates // -(-len(rows) // batch))
     # steps that fall to zero: the chains are then at equilibrium when learning ends
     learner = pgm.PCD(
-        optax.adam(optax.linear_schedule(0.01, 0.0, num_steps)), num_chains=1024, num_sweeps=5
+        optax.adam(optax.linear_schedule(0.01, 0.0, num_updates)), num_chains=1024, num_sweeps=5
     )
-    machine = learner.run(learn_key, start, rows, num_epochs=num_epochs).model
+    machine = learner.run(learn_key, start, rows, num_epochs=num_epochs, batch_size=batch).model
 
     log_z = pgm.log_partition(machine)
     independent = pgm.Independent.like(machine, rows)

@@ -55,9 +55,9 @@ def main(
     true = mixture(*(jnp.asarray(TRUTH[name]) for name in ("weights", "means", "deviations")))
     components = jax.random.choice(keys[0], 2, (num_rows,), p=true.weights)
     noise = jax.random.normal(keys[1], (num_rows,))
-    data = np.asarray(
-        true.means[components, 0] + jnp.sqrt(true.covariances)[components] * noise
-    )[:, None]
+    data = np.asarray(true.means[components, 0] + jnp.sqrt(true.covariances)[components] * noise)[
+        :, None
+    ]
 
     start = pgm.GaussianMixture.init(
         keys[2], num_components=2, data=data, covariance_type="spherical"
@@ -71,8 +71,14 @@ def main(
         "deviations": np.sqrt(np.asarray(found.model.covariances))[order],
     }
 
-    mcmc = MCMC(NUTS(posterior), num_warmup=num_warmup, num_samples=num_samples, num_chains=2,
-                chain_method="vectorized", progress_bar=False)
+    mcmc = MCMC(
+        NUTS(posterior),
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
     mcmc.run(keys[3], data)
     draws = {name: np.asarray(value) for name, value in mcmc.get_samples().items()}
 
@@ -81,10 +87,7 @@ def main(
     for name, values in TRUTH.items():
         for k in range(2):
             mean, deviation = draws[name][:, k].mean(), draws[name][:, k].std()
-            print(
-                f"{name:12}{k}{values[k]:8.2f}{em[name][k]:8.3f}"
-                f"{mean:13.3f} +- {deviation:.3f}"
-            )
+            print(f"{name:12}{k}{values[k]:8.2f}{em[name][k]:8.3f}{mean:13.3f} +- {deviation:.3f}")
     return {
         **{f"em_{name}": value for name, value in em.items()},
         **{f"mean_{name}": value.mean(axis=0) for name, value in draws.items()},

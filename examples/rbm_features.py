@@ -25,7 +25,9 @@ def split(keep_copies_together: bool, fraction: float = 0.2) -> tuple[np.ndarray
     if keep_copies_together:  # the five copies of image i are the rows i + k * count
         count = len(rows) // 5
         train, test = datasets.train_validation_split(np.arange(count), fraction)
-        train, test = (np.concatenate([part + k * count for k in range(5)]) for part in (train, test))
+        train, test = (
+            np.concatenate([part + k * count for k in range(5)]) for part in (train, test)
+        )
     else:
         train, test = datasets.train_validation_split(rows, fraction)
     images = digits.images / np.maximum(digits.images.max(axis=0), 1e-4)
@@ -34,7 +36,7 @@ def split(keep_copies_together: bool, fraction: float = 0.2) -> tuple[np.ndarray
 
 def accuracy(train: np.ndarray, test: np.ndarray, labels: np.ndarray, truth: np.ndarray) -> float:
     """Test accuracy of logistic regression."""
-    classifier = LogisticRegression(C=100.0, solver="newton-cholesky").fit(train, labels)
+    classifier = LogisticRegression(C=100.0, max_iter=5000).fit(train, labels)
     return float(classifier.score(test, truth))
 
 
@@ -50,7 +52,7 @@ def main(
     train, labels = train[:max_rows], labels[:max_rows]
     init_key, learn_key = jax.random.split(jax.random.key(seed))
 
-    start = pgm.RBM.init(init_key, num_visible=64, num_hidden=num_hidden, data=train)
+    start = pgm.RBM.init(init_key, num_visible=64, num_hidden=num_hidden)
     num_steps = num_epochs * -(-len(train) // 20)
     learner = pgm.PCD(optax.sgd(optax.linear_schedule(0.1, 0.0, num_steps)), num_chains=20)
     result = learner.run(

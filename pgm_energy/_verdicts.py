@@ -151,10 +151,13 @@ def _problems(row: Mapping[str, Any], num_chains: int) -> list[str]:
     if row["exact_error_mcse"] > _MCSE:
         out.append(
             f"wrong: a mean is off by {row['exact_error']:.2g} "
-            f"({row['exact_error_mcse']:.0f} MCSE) from the exact one"
+            f"({row['exact_error_mcse']:.0f} MCSE) from the exact one, so a mode is missed or the "
+            "sampler is at fault"
         )
     if row["stuck_units"]:
-        out.append(f"not mixing: {row['stuck_units']} units never moved and differ between chains")
+        out.append(
+            f"not mixing: {row['stuck_units']} unit(s) kept to values that differ between chains"
+        )
     if math.isnan(row["ess_min"]):
         out.append("nothing moved: no statistic changed in any chain")
     elif row["rhat_max"] > _RHAT and not row["stuck_units"]:

@@ -278,10 +278,10 @@ def _figures(
 
 
 def _by_unit(diagnosis: Diagnosis, site: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of frozen and of stuck units, state indicators of a unit taken together."""
+    """Masks of units that never moved, and of units with a value that some chains keep to."""
     shape = (site.size, -1)
     frozen = diagnosis.frozen.reshape(shape).all(axis=1)
-    return frozen, frozen & diagnosis.stuck.reshape(shape).any(axis=1)
+    return frozen, diagnosis.stuck.reshape(shape).any(axis=1)
 
 
 def _nan_or(function: Callable[[np.ndarray], Any], values: np.ndarray) -> float:

@@ -513,7 +513,8 @@ def require_positive_definite(model: EnergyModel) -> None:
     for name, site in exam.sites.items():  # no state of a mixture is left to chance
         if site.is_discrete:
             same = site.states[np.arange(most) % len(site.states)]
-            same = np.broadcast_to(same.reshape((-1,) + (1,) * len(site.shape)), (most, *site.shape))
+            same = same.reshape((most,) + (1,) * len(site.shape))
+            same = np.broadcast_to(same, (most, *site.shape))
         else:
             same = np.zeros((most, *site.shape))
         random[name] = np.concatenate([random[name], same])

@@ -126,7 +126,7 @@ def load(path: str | os.PathLike[str], cls: type[EnergyModel] | None = None) -> 
         )
     with _explained(path):
         description = json.loads(metadata["model"])
-    name = str(description.get("class"))
+        name = str(description["class"])
     if cls is not None:
         if not (isinstance(cls, type) and issubclass(cls, EnergyModel)):
             raise TypeError(f"cls must be a class of energy models, got {cls!r}")
@@ -160,7 +160,9 @@ def _encode(value: Any, place: str, tensors: Tensors) -> Any:
     """JSON of one field: plain values as they are, everything else as an object with one key."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, jax.Array | np.ndarray | np.generic | StaticArray):
+    if isinstance(value, np.generic):  # a NumPy number among static fields
+        return value.item()
+    if isinstance(value, jax.Array | np.ndarray | StaticArray):
         array = np.array(value.array if isinstance(value, StaticArray) else value, order="C")
         tensors[place] = array
         kind = "static" if isinstance(value, StaticArray) else "array"
@@ -170,7 +172,7 @@ def _encode(value: Any, place: str, tensors: Tensors) -> Any:
     if isinstance(value, Site):
         parts = {f.name: _encode(getattr(value, f.name), "", {}) for f in dataclasses.fields(value)}
         return {"site": type(value).__name__, "fields": parts}
-    if isinstance(value, type) and _FAMILIES.get(value.__name__) is value:
+    if isinstance(value, type) and value in _FAMILIES.values():
         return {"family": value.__name__}
     if isinstance(value, tuple | list):
         items = [_encode(item, f"{place}/{i}", tensors) for i, item in enumerate(value)]

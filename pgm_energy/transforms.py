@@ -243,7 +243,8 @@ def condition(
     for name in masks:
         if name not in values:
             raise ValueError(
-                f"free={{{name!r}: ...}} says which units stay free; give {name}=values for the rest"
+                f"free={{{name!r}: ...}} says which units stay free; give {name}=values for the "
+                "rest"
             )
     for name, value in values.items():
         site = sites[name]
@@ -304,6 +305,10 @@ class Marginal(EnergyModel):
         return tuple(name for name in self.model.data_sites if name != self.site) or tuple(
             self.sites
         )
+
+    @property
+    def known_log_partition(self) -> jax.Array | None:
+        return self.model.known_log_partition  # this transformation keeps it
 
     def energy(self, **values: jax.Array) -> jax.Array:
         site = self.model.sites[self.site]
@@ -746,6 +751,10 @@ class Binarized(EnergyModel):
     @property
     def data_sites(self) -> tuple[str, ...]:
         return self.model.data_sites
+
+    @property
+    def known_log_partition(self) -> jax.Array | None:
+        return self.model.known_log_partition  # this transformation keeps it
 
     def _spins(self, values: Values) -> dict[str, Any]:
         spin = {name for name, site in self.model.sites.items() if isinstance(site, Spin)}

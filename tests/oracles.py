@@ -98,7 +98,9 @@ def assert_invariant(model, schedule=None, tolerance=1e-6):
     values, probabilities, _ = law(model)
     matrix = transition_matrix(pgm.gibbs_kernel(schedule), model, values)
     row_error, error = invariance_error(matrix, probabilities)
-    assert row_error < tolerance, f"rows of the transition matrix are off by {row_error}\n{schedule}"
+    assert row_error < tolerance, (
+        f"rows of the transition matrix are off by {row_error}\n{schedule}"
+    )
     assert error < tolerance, f"total variation after one sweep {error}\n{schedule}"
     # the law is the only one left invariant: a kernel that stands still would pass otherwise
     eigenvalues = np.sort(np.abs(np.linalg.eigvals(matrix)))

@@ -150,6 +150,21 @@ def test_a_wrong_sampler_is_found_out(coins):
     assert row["verdict"].startswith("Wrong: a mean is off by")
 
 
+def test_a_missed_mode_is_found_out_where_r_hat_is_blind():
+    """All chains start, and stay, in the wide component; only the exact means know the other."""
+    model = pgm.GaussianMixture(
+        weights=jnp.array([0.5, 0.5]),
+        means=jnp.array([[0.0], [100.0]]),
+        covariances=jnp.array([1.0, 0.01]),
+        covariance_type="spherical",
+    )
+    row = compare(model, {"Gibbs": pgm.BlockGibbs(model)}).summary.loc["Gibbs"]
+    assert row["rhat_max"] < 1.05
+    assert row["exact_error"] == pytest.approx(50.0, abs=1.0)
+    assert row["verdict"].startswith("Wrong: a mean is off by 50")
+    assert "a mode is missed" in row["verdict"]
+
+
 def test_stuck_and_frozen_units_are_found_out(coins):
     model, probs = coins
     frozen = {"v": np.array([True, False, False])}
@@ -158,7 +173,7 @@ def test_stuck_and_frozen_units_are_found_out(coins):
     assert row["stuck_units"] == 1
     assert np.isinf(row["rhat_max"])
     assert row["ess_min"] < 20
-    assert "1 units never moved and differ between chains" in row["verdict"]
+    assert "1 unit(s) kept to values that differ between chains" in row["verdict"]
     assert "trusted" not in row["verdict"]
 
     at_one = {"v": np.array([1.0, 0.2, 0.8]), "h": probs["h"]}

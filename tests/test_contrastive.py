@@ -212,7 +212,10 @@ def test_one_step_of_pcd_is_one_step_of_the_exact_gradient():
 def test_cd_starts_at_the_data_and_takes_k_sweeps():
     rows = {"v": jnp.asarray(DATA, float)}
     other = {"v": 1.0 - rows["v"]}
-    free = lambda model, values: jnp.mean(jax.vmap(sum_out(model).energy)(values["v"]))  # noqa: E731
+
+    def free(model, values):
+        return jnp.mean(jax.vmap(lambda v: sum_out(model).energy(v=v))(values["v"]))
+
     gradient = jax.grad(lambda m: free(m, rows) - free(m, other))(RBM)
     expected = jax.tree.map(lambda x, g: x - 0.1 * g, RBM, gradient)
     for num_sweeps in (1, 3):
@@ -230,7 +233,7 @@ def test_cd_starts_at_the_data_and_takes_k_sweeps():
 INTEGER_WEIGHTS = np.array([2, 1, 3, 1, 0, 1, 2])
 
 
-@pytest.mark.parametrize("num_hidden", [0, 1, 2])
+@pytest.mark.parametrize("num_hidden", [0, 2])
 def test_integer_weights_are_repeated_rows(num_hidden):
     """The same chains, the same key, one batch: the same step (clamped latents: see below)."""
     model = pgm.BoltzmannMachine(
@@ -238,7 +241,7 @@ def test_integer_weights_are_repeated_rows(num_hidden):
         bias=normal(15, 3 + num_hidden),
         num_hidden=num_hidden,
     )
-    if num_hidden == 2:  # latents are drawn per row: make them certain
+    if num_hidden:  # latents are drawn per row: make them certain
         model = pgm.replace(model, bias=model.bias.at[3:].set(60.0))
     learner = pgm.PCD(optax.sgd(0.3), num_chains=16)
     weighted = run(learner, model, DATA, num_epochs=1, row_weights=INTEGER_WEIGHTS)
@@ -292,7 +295,7 @@ def test_padded_rows_have_no_influence(learner, num_hidden):
         np.testing.assert_array_equal(batch.weights, [1, 1, 0, 0])
         new, _ = learner.update(jax.random.key(1), state, batch, index)
         if num_hidden:
-            kept = [0, 1, 2, 4, 6]
+            kept = np.array([0, 1, 2, 4, 6])
             np.testing.assert_array_equal(new.latents["h"][kept], state.latents["h"][kept])
         results.append(new)
     assert_close(results[0].model, results[1].model, rtol=0, atol=0)
@@ -355,10 +358,10 @@ def test_bits_are_drawn_with_the_intensities():
 def test_grey_levels_are_learned_as_probabilities(intensities):
     """Thresholded, 0.3 would be 0 and its bias would fall for ever."""
     model = pgm.BoltzmannMachine(weights=jnp.zeros((2, 2)))
-    optimizer = optax.adam(optax.linear_schedule(0.1, 0.0, 300))
+    optimizer = optax.adam(optax.linear_schedule(0.1, 0.0, 150))
     learner = pgm.PCD(optimizer, num_chains=256, num_sweeps=2)
     data = np.tile([[0.3, 0.8]], (400, 1))
-    result = run(learner, model, data, num_epochs=300, batch_size=400, intensities=intensities)
+    result = run(learner, model, data, num_epochs=150, batch_size=400, intensities=intensities)
     probabilities = pgm.exact(result.averaged).means["v"]
     np.testing.assert_allclose(probabilities, [0.3, 0.8], atol=0.03)
 
@@ -384,7 +387,7 @@ def test_the_bits_of_every_epoch_are_fresh():
 
 def test_zero_couplings_learn_their_maximum_likelihood():
     """Rule 5: the schedule of a machine at zero is that of its trained self."""
-    truth = pgm.BoltzmannMachine(weights=symmetric(18, 5, 1.2), bias=normal(19, 5))
+    truth = pgm.BoltzmannMachine(weights=symmetric(18, 5, 0.9), bias=normal(19, 5, scale=0.3))
     data = np.asarray(pgm.exact(truth).sample(jax.random.key(0), 2000)["v"])
     states, pairs = bits(5), np.triu_indices(5, 1)
     moments = np.concatenate([data.mean(0), (data[:, pairs[0]] * data[:, pairs[1]]).mean(0)])
@@ -395,7 +398,8 @@ def test_zero_couplings_learn_their_maximum_likelihood():
         probabilities = np.exp(score - logsumexp(score))
         return logsumexp(score) - moments @ theta, probabilities @ features - moments
 
-    best = minimize(loss, np.zeros(15), jac=True, tol=1e-10)
+    best = minimize(loss, np.zeros(15), jac=True, method="BFGS", options={"gtol": 1e-7})
+    assert np.abs(best.jac).max() < 1e-6
 
     def negative_log_likelihood(model):
         weights = np.asarray(model.weights, float)
@@ -433,12 +437,12 @@ def test_clamped_latents_learn_what_no_visible_machine_can():
     data = np.tile(data, (32, 1))
     start = pgm.BoltzmannMachine(weights=symmetric(20, 6, 0.8), bias=normal(21, 6), num_hidden=3)
     assert not sums_out(start)
-    optimizer = optax.adam(optax.linear_schedule(0.05, 0.0, 600))
+    optimizer = optax.adam(optax.linear_schedule(0.1, 0.0, 2400))
     learner = pgm.PCD(optimizer, num_chains=256, num_sweeps=5)
-    result = run(learner, start, data, num_epochs=600, batch_size=128)
+    result = run(learner, start, data, num_epochs=200, batch_size=11)
     assert log_likelihood(start, data) < -3 * np.log(2)
     # without hidden units the best there is are three fair coins: -2.079; the truth is -1.386
-    assert log_likelihood(result.model, data) > -1.8
+    assert log_likelihood(result.model, data) > -1.7
     assert result.state.latents["h"].shape == (128, 3)
     assert "pseudo_log_likelihood" not in result.metrics
 
@@ -492,7 +496,7 @@ def test_a_projection_follows_every_step():
     assert np.abs(models[-1].weights - models[0].weights).max() > 0.05
 
 
-# ---- metrics and words -----------------------------------------------------------------------------
+# ---- metrics and words ---------------------------------------------------------------------------
 
 
 def free_energy(model, rows):
@@ -560,7 +564,7 @@ def test_words():
     assert "overfit" not in explain({**gap, "free_energy_gap": np.zeros(16)})
 
 
-# ---- the loop --------------------------------------------------------------------------------------
+# ---- the loop ------------------------------------------------------------------------------------
 
 LEARNER = pgm.PCD(optax.sgd(0.1), num_chains=8)
 
@@ -689,7 +693,7 @@ def test_progress_is_shown(capsys):
     assert capsys.readouterr().out == ""
 
 
-# ---- what is refused -------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
@@ -717,6 +721,7 @@ def test_arguments_of_the_learners():
     assert pgm.CD(optax.sgd(0.1), 25).num_sweeps == 25
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 @pytest.mark.parametrize(
     "data, more, message",
     [
@@ -754,7 +759,7 @@ def test_what_is_no_key_or_no_model():
         LEARNER.run(jax.random.key(0), DATA, DATA)
 
 
-# ---- real data -------------------------------------------------------------------------------------
+# ---- real data -----------------------------------------------------------------------------------
 
 
 def test_nltcs_reaches_its_maximum_likelihood(shared_data):

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TESTED = {
@@ -30,7 +33,9 @@ def test_every_example_is_tested():
 
 
 def test_rbm_features_beat_raw_pixels():
-    figures = example("rbm_features").main(num_hidden=64, num_epochs=20, max_rows=3000)
+    # small products: more threads than cores to spare would only wait for one another
+    with threadpool_limits(1):
+        figures = example("rbm_features").main(num_epochs=20, max_rows=3000)
     assert figures["features"] > 0.85
     assert figures["features"] > figures["pixels"] + 0.05
 
@@ -50,7 +55,7 @@ def test_copies_of_an_image_can_be_kept_together():
 def test_rbm_reconstructs_images_and_draws_a_picture(tmp_path):
     picture = tmp_path / "picture.png"
     figures = example("rbm_reconstructions").main(
-        output=picture, num_hidden=32, num_epochs=15, max_rows=600
+        output=picture, num_hidden=32, num_epochs=30, max_rows=600
     )
     # bits that are right with certainty would give 0, the mean image its own variance
     assert 0.02 < figures["reconstruction_error"] < 0.8 * figures["mean_image_error"]
@@ -61,7 +66,7 @@ def test_rbm_reconstructions_reads_packed_bits_and_grey_levels(tmp_path):
     load = example("rbm_reconstructions").load
     bits = (np.random.default_rng(0).random((3, 784)) < 0.3).astype(np.int8)
     np.savez(tmp_path / "packed.npz", train=np.packbits(bits, axis=1))
-    np.save(tmp_path / "grey.npy", (bits * 200 + 20).astype(np.uint8))
+    np.save(tmp_path / "grey.npy", bits.astype(np.uint8) * 200 + 20)
     np.testing.assert_array_equal(load(tmp_path / "packed.npz"), bits)
     np.testing.assert_array_equal(load(tmp_path / "grey.npy"), bits)
     np.save(tmp_path / "small.npy", np.zeros((3, 64)))
@@ -69,28 +74,52 @@ def test_rbm_reconstructions_reads_packed_bits_and_grey_levels(tmp_path):
         load(tmp_path / "small.npy")
 
 
+def best_likelihoods(train: np.ndarray, test: np.ndarray) -> tuple[float, float]:
+    """Log-likelihoods (nats per row) of the most likely fully visible machine, by enumeration."""
+    count = train.shape[1]
+    pairs = np.triu_indices(count, 1)
+
+    def statistics(rows: np.ndarray) -> np.ndarray:
+        return np.hstack([rows, rows[:, pairs[0]] * rows[:, pairs[1]]]).astype(float)
+
+    states = statistics((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    moments = statistics(train).mean(axis=0)
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        energies = states @ theta
+        log_z = logsumexp(energies)
+        return log_z - moments @ theta, np.exp(energies - log_z) @ states - moments
+
+    found = minimize(loss, np.zeros(len(moments)), jac=True, method="L-BFGS-B")
+    return -found.fun, statistics(test).mean(axis=0) @ found.x - logsumexp(states @ found.x)
+
+
 def test_exact_likelihood_of_a_visible_machine():
     module = example("boltzmann_exact_likelihood")
-    figures = module.main(num_epochs=40)
+    figures = module.main(num_updates=2000)
     train, test = module.embedded()
     frequency = (train.sum(axis=0) + 0.5) / (len(train) + 1.0)
     independent = np.log(np.where(test == 1, frequency, 1 - frequency)).sum(axis=1).mean()
     assert figures["independent_test"] == pytest.approx(independent, abs=1e-2)
-    # the full run, 100 epochs, ends at -4.987 and -5.074
-    assert figures["train"] == pytest.approx(-4.99, abs=0.05)
-    assert figures["test"] == pytest.approx(-5.07, abs=0.05)
+    best_train, best_test = best_likelihoods(train, test)
+    # columns that nearly determine one another pull couplings to infinity: learning is on its way
+    assert best_train - 0.3 < figures["train"] < best_train + 1e-3
+    assert figures["test"] == pytest.approx(best_test, abs=0.3)
 
 
 def test_exact_likelihood_reads_tables(tmp_path):
     rng = np.random.default_rng(1)
     rows = (rng.random((300, 3)) < 0.5).astype(int)
-    rows[:, 2] = rows[:, 0]  # one bit less of entropy than three coins
+    copied = rng.random(300) < 0.8
+    rows[copied, 2] = rows[copied, 0]
     for name, part in (("train.csv", rows[:200]), ("test.csv", rows[200:])):
         np.savetxt(tmp_path / name, part, fmt="%d", delimiter=",")
     module = example("boltzmann_exact_likelihood")
-    figures = module.main(tmp_path / "train.csv", tmp_path / "test.csv", num_epochs=150)
-    assert figures["test"] > figures["independent_test"] + 0.5
-    assert figures["test"] < -2 * math.log(2) + 0.05
+    figures = module.main(tmp_path / "train.csv", tmp_path / "test.csv", num_updates=2000)
+    best_train, best_test = best_likelihoods(rows[:200], rows[200:])
+    assert figures["train"] == pytest.approx(best_train, abs=0.005)
+    assert figures["test"] == pytest.approx(best_test, abs=0.02)
+    assert figures["test"] > figures["independent_test"] + 0.1
     with pytest.raises(ValueError, match="both --train and --test"):
         module.main(tmp_path / "train.csv")
 

@@ -22,13 +22,14 @@ FLOORS = [
     {"models", "kernels", "exact_law", "enumeration", "serialization"},
     {"partition", "evaluation", "pseudo_likelihood", "learning"},
     {"infer"},
-    {"predict", "diagnostics", "comparison", "plots", "report", "testing"},
+    {"predict", "convergence", "diagnostics", "comparison", "plots", "report", "testing"}
+    | {"_timed_run", "_verdicts"},
     {"_jobs", "cli"},
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 #: Neighbour library: modules that may import it (the command's jobs hold everything together).
 GATES = {
-    "arviz": {"diagnostics", "comparison", "report", "plots"},
+    "arviz": {"convergence", "diagnostics", "comparison", "report", "plots"},
     "matplotlib": {"diagnostics", "comparison", "report", "plots"},
     "optax": {"learning", "_jobs"},
     "numpyro.infer": {"infer", *FLOORS[-2], *FLOORS[-1]},

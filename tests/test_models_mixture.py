@@ -140,7 +140,9 @@ def test_marginal_over_the_component_is_the_mixture_density(make):
     model = make()
     (name,) = model.data_sites
     rows = points(model)
-    found = pgm.marginalize(model, "z").log_density({name: rows})
+    density = pgm.marginalize(model, "z")
+    assert float(density.known_log_partition) == 0.0
+    found = density.log_density({name: rows})
     np.testing.assert_allclose(found, reference(model).log_prob(rows), rtol=1e-12)
 
 
@@ -298,6 +300,15 @@ def test_start_of_discrete_mixtures(rng_key):
     same = pgm.CategoricalMixture.init(rng_key, num_components=2, data=rows)
     order = np.argsort(-np.asarray(same.probs)[:, 0, 1])
     np.testing.assert_allclose(np.asarray(same.probs)[order][..., 1], truth, atol=0.12)
+
+
+def test_the_last_bits_of_a_covariance_may_differ():
+    eps = np.finfo(np.float32).eps
+    tied = np.array([[1.0, 0.5], [0.5 * (1 + eps), 1.0]], np.float32)
+    model = pgm.GaussianMixture(
+        **arrays(weights=WEIGHTS, means=MEANS, covariances=tied), covariance_type="tied"
+    )
+    np.testing.assert_array_equal(model.covariances, model.covariances.T)
 
 
 GAUSS = {"weights": WEIGHTS, "means": MEANS, "covariances": COVARIANCES["full"]}

@@ -245,9 +245,7 @@ def test_vector_energy_is_refused():
 
 def test_hard_constraint_is_sampled_by_differences():
     """An infinite energy forbids a state: differences obey it, nothing else may be used."""
-    model = written(
-        lambda w, x: jnp.where(x[0] + x[1] > 1.5, jnp.inf, -w[0, :4] @ x), x=BINARY
-    )
+    model = written(lambda w, x: jnp.where(x[0] + x[1] > 1.5, jnp.inf, -w[0, :4] @ x), x=BINARY)
     schedule, messages = quiet_blocks(model)
     assert [step.kind for step in schedule.steps] == ["difference"]
     assert len(messages) == 1

@@ -41,7 +41,9 @@ def test_normalizer_mean_and_log_prob_are_the_sums_over_states(site):
     states, probs = probabilities(site, eta)
     encoded = oracles.encode(site, states)
     logits = eta @ encoded.T if site.event else eta[..., None] * encoded
-    np.testing.assert_allclose(site.log_normalizer(jnp.asarray(eta)), logsumexp(logits, axis=-1), rtol=1e-12)
+    np.testing.assert_allclose(
+        site.log_normalizer(jnp.asarray(eta)), logsumexp(logits, axis=-1), rtol=1e-12
+    )
     mean = probs @ encoded if site.event else (probs * encoded).sum(axis=-1)
     np.testing.assert_allclose(site.mean(jnp.asarray(eta)), mean, rtol=1e-12, atol=1e-14)
     for values in itertools.product(states, repeat=2):

@@ -176,7 +176,7 @@ def test_frozen_and_keyword_only():
 
 def test_equality_is_identity_so_that_models_can_be_compared_and_hashed():
     one, two = (Pair(first=jnp.ones(2), second=1.0) for _ in range(2))
-    assert one == one  # noqa: PLR0124 - the point
+    assert one == one
     assert one != two
     assert len({one, two}) == 2
 

@@ -1,5 +1,6 @@
 """Schedules: what is drawn together, how it is printed, and that it is right."""
 
+import itertools
 import warnings
 
 import jax
@@ -26,9 +27,7 @@ class Layered(pgm.EnergyModel):
     @property
     def sites(self):
         sizes = (*self.first.shape, self.second.shape[1], self.third.shape[1])
-        return {
-            name: pgm.Binary(n) for name, n in zip(("v", "h1", "h2", "h3"), sizes, strict=True)
-        }
+        return {name: pgm.Binary(n) for name, n in zip(("v", "h1", "h2", "h3"), sizes, strict=True)}
 
     def energy(self, v, h1, h2, h3):
         pairs = v @ self.first @ h1 + h1 @ self.second @ h2 + h2 @ self.third @ h3
@@ -70,7 +69,7 @@ def lattice(shape, **options):
 
 def layered(sizes=(2, 2, 2, 2), scale=0.8):
     rng = np.random.default_rng(4)
-    weights = [scale * rng.normal(size=pair) for pair in zip(sizes, sizes[1:], strict=False)]
+    weights = [scale * rng.normal(size=pair) for pair in itertools.pairwise(sizes)]
     return Layered(first=weights[0], second=weights[1], third=weights[2], bias=-0.2)
 
 
@@ -291,14 +290,15 @@ def test_blocks_by_hand_keep_their_order_and_units():
     model = lattice((4, 4))
     even, odd = np.flatnonzero(CHECKERBOARD == 0), np.flatnonzero(CHECKERBOARD == 1)
     schedule = pgm.blocks(model, [pgm.Block("v", odd), pgm.Block("v", even)])
-    assert [step.index.array[0].tolist() for step in schedule.steps] == [odd.tolist(), even.tolist()]
+    assert [step.index.array[0].tolist() for step in schedule.steps] == [
+        odd.tolist(),
+        even.tolist(),
+    ]
     mask = (CHECKERBOARD == 1).reshape(4, 4)
     by_mask = pgm.blocks(model, [pgm.Block("v", mask), pgm.Block("v", ~mask)])
     assert by_mask.groups == schedule.groups
     partial = pgm.blocks(model, [pgm.Block("v", odd[:3])])
-    np.testing.assert_array_equal(
-        partial.missing()["v"], np.setdiff1d(np.arange(16), odd[:3])
-    )
+    np.testing.assert_array_equal(partial.missing()["v"], np.setdiff1d(np.arange(16), odd[:3]))
     assert "3 of 16 spin units" in str(partial)
 
 
@@ -306,9 +306,7 @@ def test_blocks_by_hand_keep_their_order_and_units():
 def test_blocks_by_hand_are_exact():
     model = lattice((2, 4))
     colour = np.indices((2, 4)).sum(axis=0).ravel() % 2
-    schedule = pgm.blocks(
-        model, [pgm.Block("v", np.flatnonzero(colour == c)) for c in (1, 0)]
-    )
+    schedule = pgm.blocks(model, [pgm.Block("v", np.flatnonzero(colour == c)) for c in (1, 0)])
     oracles.assert_invariant(model, schedule, tolerance=1e-10)
 
 
@@ -347,7 +345,7 @@ def test_a_schedule_of_another_model_is_told():
     schedule = pgm.blocks(pgm.RBM(weights=jnp.ones((4, 3))))
     other = pgm.RBM(weights=jnp.ones((4, 2)))
     start = {"v": jnp.zeros(4, jnp.int8), "h": jnp.zeros(2, jnp.int8)}
-    with pytest.raises(ValueError, match="made for RBM with sites .*make new ones with blocks"):
+    with pytest.raises(ValueError, match=r"made for RBM with sites .*make new ones with blocks"):
         pgm.gibbs_kernel(schedule)(jax.random.key(0), start, other)
 
 

@@ -57,7 +57,9 @@ def masked_states(model, name, given):
 @pytest.mark.parametrize("pattern", [[0], [1, 2], [0, 1, 2], [2]], ids=str)
 def test_nan_entries_stay_free(family, pattern):
     model = zoo.rbm(family, "binary")
-    given = np.array({"binary": [1, 0, 1], "spin": [1, -1, 1], "categorical": [2, 0, 1]}[family], float)
+    given = np.array(
+        {"binary": [1, 0, 1], "spin": [1, -1, 1], "categorical": [2, 0, 1]}[family], float
+    )
     given[pattern] = np.nan
     conditioned = pgm.condition(model, v=given)
     assert list(conditioned.sites) == ["v", "h"]
@@ -68,12 +70,14 @@ def test_nan_entries_stay_free(family, pattern):
     energies = oracles.energies(model, states)
     log_z = logsumexp(-energies)
     # over all states of the masked site, clamped units pinned: the same log Z, the same law
-    _, probabilities, total = oracles.law(conditioned)
+    total = oracles.law(conditioned)[2]
     assert total == pytest.approx(log_z, abs=1e-9)
     _, same, _ = oracles.law(conditioned, states)
     np.testing.assert_allclose(same, np.exp(-energies - log_z), atol=1e-12)
     np.testing.assert_allclose(
-        conditioned.log_density({k: jnp.asarray(v) for k, v in states.items()}), -energies, atol=1e-9
+        conditioned.log_density({k: jnp.asarray(v) for k, v in states.items()}),
+        -energies,
+        atol=1e-9,
     )
     kernel = pgm.gibbs_kernel(pgm.blocks(conditioned))
     matrix = oracles.transition_matrix(kernel, conditioned, states)
@@ -142,7 +146,9 @@ def test_rows_with_different_patterns_are_mapped():
     model = zoo.machine(4, pgm.Spin)
     rows = np.array([[1, np.nan, -1, np.nan], [np.nan, np.nan, np.nan, 1], [1, 1, 1, -1.0]])
     masks = np.isnan(rows)
-    schedule = pgm.blocks(pgm.condition(model, free={"v": masks[0]}, v=np.nan_to_num(rows[0], nan=1)))
+    schedule = pgm.blocks(
+        pgm.condition(model, free={"v": masks[0]}, v=np.nan_to_num(rows[0], nan=1))
+    )
     kernel = pgm.gibbs_kernel(schedule)
 
     def clamped(row, mask):
@@ -270,7 +276,9 @@ def test_decode_puts_given_values_back_with_any_leading_shape(lead, rng_key):
     assert decoded["b"].shape == (*lead, 2)
     assert (np.asarray(decoded["z"]) == 2).all()
     assert (np.asarray(decoded["b"])[..., 0] == 1).all()
-    np.testing.assert_array_equal(np.asarray(decoded["b"])[..., 1], np.asarray(samples["b"])[..., 1])
+    np.testing.assert_array_equal(
+        np.asarray(decoded["b"])[..., 1], np.asarray(samples["b"])[..., 1]
+    )
     assert [decoded[k].dtype for k in ("b", "z", "x")] == [jnp.int8, jnp.int32, jnp.float32]
 
 
@@ -284,7 +292,10 @@ def test_decode_puts_given_values_back_with_any_leading_shape(lead, rng_key):
         ({"v": np.array([0, 3, np.nan])}, r"takes 0 and 1, got 3\.0"),
         ({"free": {"v": np.ones(3, bool)}}, "says which units stay free; give v=values"),
         ({"free": {"w": np.ones(3, bool)}, "v": np.zeros(3)}, "no site 'w'"),
-        ({"free": {"v": np.ones(2, bool)}, "v": np.zeros(3)}, r"free\['v'\] must have shape \(3,\)"),
+        (
+            {"free": {"v": np.ones(2, bool)}, "v": np.zeros(3)},
+            r"free\['v'\] must have shape \(3,\)",
+        ),
         ({"v": np.zeros(3), "h": np.zeros(2)}, "nothing stays free"),
     ],
 )
@@ -336,7 +347,9 @@ def test_a_real_site_is_integrated_out(other):
         h = zoo.random_values(marginal, seed=i)["h"]
         encoded = jnp.asarray(oracles.encode(model.sites["h"], h))
         density = jax.jit(lambda x, e=encoded: jnp.exp(-model.energy(v=x[None], h=e)))
-        total = integrate.quad(lambda x: float(density(x)), -30, 30, epsabs=1e-12)[0]
+        total = integrate.quad(lambda x, density=density: float(density(x)), -30, 30, epsabs=1e-12)[
+            0
+        ]
         assert float(marginal.energy(h=encoded)) == pytest.approx(-math.log(total), abs=1e-7)
 
 
@@ -354,7 +367,9 @@ def test_coupled_real_units_are_integrated_out_as_one_normal():
         def energy(self, b, x):
             return 0.5 * x @ self.precision @ x - b @ self.weights @ x
 
-    model = Field(precision=np.array([[1.5, 0.4], [0.4, 0.8]]), weights=np.array([[1, -0.5], [0.3, 2]]))
+    model = Field(
+        precision=np.array([[1.5, 0.4], [0.4, 0.8]]), weights=np.array([[1, -0.5], [0.3, 2]])
+    )
     marginal = pgm.marginalize(model, "x")
     axis = np.linspace(-14, 20, 171)  # a sum over a grid: exact for a function this smooth
     points = jnp.asarray(np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2))
@@ -410,7 +425,11 @@ def test_condition_and_sum_commute():
 @pytest.mark.parametrize(
     ("model", "site", "message"),
     [
-        (zoo.machine(num_hidden=2), "v", r"site 'v' of BoltzmannMachine .*: v\[0\] and v\[1\] interact"),
+        (
+            zoo.machine(num_hidden=2),
+            "v",
+            r"site 'v' of BoltzmannMachine .*: v\[0\] and v\[1\] interact",
+        ),
         (zoo.rbm(), "w", "RBM has no site 'w'"),
         (zoo.machine(), "v", r"the only site: its sum is log_partition\(model\)"),
         (zoo.mixed(affine=False), "z", r"site 'z' of Mixed .*not affine in z"),
@@ -627,7 +646,9 @@ def test_energy_of_a_twin_with_many_clamped_units_keeps_its_digits():
     single = np.asarray(twin.log_density({"y": y}), float)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), twin)
-        exact = np.array([-float(wide.energy(y=jnp.asarray(np.asarray(p), jnp.float64))) for p in y])
+        exact = np.array(
+            [-float(wide.energy(y=jnp.asarray(np.asarray(p), jnp.float64))) for p in y]
+        )
     np.testing.assert_allclose(single - single[0], exact - exact[0], atol=5e-3)
 
 
@@ -661,7 +682,7 @@ def test_energies_that_are_not_pairwise_have_no_twin(energy):
             return energy(self.w, x)
 
     for value in (0.7, 0.0):  # also where the parameter happens to be zero
-        with pytest.raises(ValueError, match="energy of Other is not pairwise.*relative residual"):
+        with pytest.raises(ValueError, match=r"energy of Other is not pairwise.*relative residual"):
             pgm.relax(Other(w=value))
 
 
@@ -697,9 +718,13 @@ def test_binarize_is_the_same_law(name, rng_key):
 def test_transformations_compose(lead, rng_key):
     model = zoo.rbm("spin", "spin", sizes=(3, 2))
     given = np.array([1.0, np.nan, np.nan])
-    composed = pgm.binarize(pgm.temper(
-        pgm.condition(zoo.rbm("spin", "spin", seed=9), v=given), pgm.condition(model, v=given), 0.6
-    ))
+    composed = pgm.binarize(
+        pgm.temper(
+            pgm.condition(zoo.rbm("spin", "spin", seed=9), v=given),
+            pgm.condition(model, v=given),
+            0.6,
+        )
+    )
     samples = zoo.random_values(composed, num=lead)
     decoded = composed.decode(rng_key, samples)
     assert decoded["v"].shape == (*lead, 3)

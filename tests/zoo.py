@@ -8,7 +8,12 @@ from jax import Array
 
 import pgm_energy as pgm
 
-FAMILIES = {"binary": pgm.Binary, "spin": pgm.Spin, "categorical": pgm.Categorical, "real": pgm.Real}
+FAMILIES = {
+    "binary": pgm.Binary,
+    "spin": pgm.Spin,
+    "categorical": pgm.Categorical,
+    "real": pgm.Real,
+}
 PAIRS = list(itertools.product(FAMILIES, repeat=2))
 NUM_STATES = 3
 
@@ -22,9 +27,7 @@ def rbm(visible="binary", hidden="binary", sizes=(3, 2), scale=0.7, seed=0):
     )
     precision = {
         f"{role}_precision": jnp.asarray(rng.uniform(1.5, 3.0, n))
-        for role, family, n in zip(
-            ("visible", "hidden"), (visible, hidden), sizes, strict=True
-        )
+        for role, family, n in zip(("visible", "hidden"), (visible, hidden), sizes, strict=True)
         if family == "real"
     }
     if visible == hidden == "real":
@@ -86,8 +89,8 @@ def mixed(seed=2, affine=True):
     rng = np.random.default_rng(seed)
     return Mixed(
         logits=rng.normal(size=3),
-        means=rng.normal(size=(3, 2)),
-        precisions=rng.uniform(0.5, 3.0, size=(3, 2)),
+        means=0.7 * rng.normal(size=(3, 2)),
+        precisions=rng.uniform(0.5, 2.0, size=(3, 2)),
         weights=rng.normal(size=(2, 3)),
         field=0.5 * rng.normal(size=(2, 2)),
         affine=affine,

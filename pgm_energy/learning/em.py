@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,50 @@ class _State(NamedTuple):
     worst_fall: jax.Array
     step: jax.Array
     converged: jax.Array
+
+
+class _Task(NamedTuple):
+    """Checked data and the first start, in the units in which they are best handled."""
+
+    rows: jax.Array
+    row_weights: jax.Array
+    start: Any
+    #: shift and scale of the columns, or None
+    frame: tuple[np.ndarray, np.ndarray] | None
+    #: what the scale adds to the log-likelihood, nats
+    offset: float
+
+    def restore(self, model: Any) -> Any:
+        """Return a mixture in the units of the data."""
+        if self.frame is None:
+            return model
+        shift, scale = self.frame
+        return model.affine(-shift / scale, 1.0 / scale)
+
+
+def _prepare(model: Mixture, data: Any, row_weights: Any) -> _Task:
+    """Check data and weights of rows; standardise real data, in float64."""
+    checked = check_rows(model, data, row_weights, None)
+    (name,) = model.data_sites
+    table = np.asarray(data[name] if isinstance(data, Mapping) else data)
+    weights = np.ones(len(table)) if row_weights is None else np.asarray(row_weights, float)
+    used = int((weights > 0).sum())
+    if used < model.num_components:
+        raise ValueError(
+            f"{model.num_components} components need at least as many rows of positive weight, "
+            f"got {used}"
+        )
+    frame, offset = model.standardizer(table, weights), 0.0
+    kind = jnp.result_type(float)
+    if frame is None:
+        rows = model.sites[name].encode(checked.values[name])
+    else:
+        shift, scale = frame
+        rows = jnp.asarray((table - shift) / scale, dtype=kind)
+        model = model.affine(shift, scale)
+        offset = -float(weights.sum() * np.log(scale).sum())
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), model)
+    return _Task(rows, jnp.asarray(weights, kind), start, frame, offset)
 
 
 class _Run(NamedTuple):
@@ -241,72 +286,42 @@ class EM:
             raise TypeError(
                 f"EM fits mixtures, got {type(model).__name__}; learn other models with PCD"
             )
-        checked = check_rows(model, data, row_weights, None)
-        (name,) = model.data_sites
-        table = np.asarray(data[name] if isinstance(data, dict) else data)
-        weights = np.ones(len(table)) if row_weights is None else np.asarray(row_weights, float)
-        used = int((weights > 0).sum())
-        if used < model.num_components:
-            raise ValueError(
-                f"{model.num_components} components need at least as many rows of positive "
-                f"weight, got {used}"
-            )
-        frame = model.standardizer(table, weights)
-        kind = jnp.result_type(float)
-        offset = 0.0
-        if frame is None:
-            rows = model.sites[name].encode(checked.values[name])
-        else:
-            shift, scale = frame
-            rows = jnp.asarray((table - shift) / scale, dtype=kind)
-            model = model.affine(shift, scale)
-            offset = -float(weights.sum() * np.log(scale).sum())
-        model = jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), model)
-        runs = self._starts(rng_key, model, rows, jnp.asarray(weights, kind), offset, progress_bar)
+        task = _prepare(model, data, row_weights)
+        runs = self._starts(rng_key, task, progress_bar)
         best = max(runs, key=lambda run: run.rank)
         if not best.rank[0]:
             raise ValueError(
                 "the log-likelihood is no longer finite, from every start: raise floor="
                 f"{self.floor:g}, or work in float64 (jax.enable_x64)"
             )
-        found = best.model if frame is None else best.model.affine(-shift / scale, 1.0 / scale)
         return EMResult(
-            model=found,
+            model=task.restore(best.model),
             log_likelihood=float(best.history[-1]),
             converged=best.converged,
-            message=self._explain(runs, best, weights),
+            message=self._explain(runs, best, float(jnp.sum(task.row_weights))),
             history=best.history,
             log_likelihoods=np.array([run.history[-1] for run in runs]),
         )
 
-    def _starts(
-        self,
-        rng_key: jax.Array,
-        model: Mixture,
-        rows: jax.Array,
-        row_weights: jax.Array,
-        offset: float,
-        progress_bar: bool,
-    ) -> list[_Run]:
+    def _starts(self, rng_key: jax.Array, task: _Task, progress_bar: bool) -> list[_Run]:
         runs = []
         with progress(self.num_restarts * self.max_steps, progress_bar, "steps") as show:
             for number in range(self.num_restarts):
-                start = model
+                start = task.start
                 if number:
                     key = jax.random.fold_in(rng_key, number)
-                    start = _restart(key, model, rows, row_weights)
+                    start = _restart(key, start, task.rows, task.row_weights)
                 done = number * self.max_steps
 
                 def report(step: int, value: float, done: int = done) -> None:
-                    show(done + step, {"log_likelihood": value + offset})
+                    show(done + step, {"log_likelihood": value + task.offset})
 
-                runs.append(self._one(start, rows, row_weights, offset, report))
+                runs.append(self._one(start, task, report))
         return runs
 
-    def _one(
-        self, start: Mixture, rows: jax.Array, row_weights: jax.Array, offset: float, report: Any
-    ) -> _Run:
+    def _one(self, start: Mixture, task: _Task, report: Callable[[int, float], None]) -> _Run:
         """Run one start, a compiled chunk of steps at a time."""
+        rows, row_weights = task.rows, task.row_weights
         start = start.with_floor(self.floor)
         state = _begin(start, rows, row_weights, max_steps=self.max_steps)
         if not np.isfinite(float(state.log_likelihood)):
@@ -324,13 +339,13 @@ class EM:
         steps = int(state.step)
         return _Run(
             state.model,
-            np.asarray(state.history[: steps + 1], dtype=np.float64) + offset,
+            np.asarray(state.history[: steps + 1], dtype=np.float64) + task.offset,
             bool(state.converged),
             float(state.worst_fall),
             state.model.at_floor(self.floor),
         )
 
-    def _explain(self, runs: list[_Run], best: _Run, row_weights: np.ndarray) -> str:
+    def _explain(self, runs: list[_Run], best: _Run, total: float) -> str:
         steps = len(best.history) - 1
         if best.converged:
             text = (
@@ -343,7 +358,7 @@ class EM:
                 f"{self.tol:g}."
             )
         if len(runs) > 1:
-            near = best.history[-1] - 1e-3 * row_weights.sum()
+            near = best.history[-1] - 1e-3 * total
             same = sum(run.rank[:2] == best.rank[:2] and run.history[-1] >= near for run in runs)
             text += f" Best of {len(runs)} starts, {same} of which came within 0.001 nats per row."
         if best.floored.any():
@@ -352,7 +367,7 @@ class EM:
                 f" The variance floor holds up component(s) {which}: a column is constant there, "
                 "or the component collapsed on a few rows."
             )
-        rows = np.asarray(best.model.weights, dtype=float) * row_weights.sum()
+        rows = np.asarray(best.model.weights, dtype=float) * total
         empty = np.flatnonzero(rows < 0.5)
         if len(empty):
             which = ", ".join(str(int(k)) for k in empty)

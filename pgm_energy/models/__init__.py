@@ -1,12 +1,14 @@
 """Concrete energy models."""
 
 from pgm_energy.models.boltzmann import BoltzmannMachine
+from pgm_energy.models.discrete import BernoulliMixture, CategoricalMixture
 from pgm_energy.models.gaussian import GaussianMixture
 from pgm_energy.models.independent import Independent
-from pgm_energy.models.mixture import BernoulliMixture, CategoricalMixture, Mixture
+from pgm_energy.models.lattice import ising_lattice
+from pgm_energy.models.mixture import Mixture
 from pgm_energy.models.potts import PottsMachine
 from pgm_energy.models.rbm import RBM
-from pgm_energy.models.sparse import SparseBoltzmannMachine, ising_lattice
+from pgm_energy.models.sparse import SparseBoltzmannMachine
 
 __all__ = [
     "RBM",

@@ -11,10 +11,15 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from pgm_energy._struct import is_concrete, replace, static, struct
+from pgm_energy.models.covariances import (
+    covariance_shape,
+    nearest_covariances,
+    raise_floor,
+    singular,
+)
 from pgm_energy.models.mixture import (
     WEIGHT_FLOOR,
     Mixture,
-    _start_responsibilities,
     component_site,
     floored_frequencies,
     project_simplex,
@@ -22,6 +27,7 @@ from pgm_energy.models.mixture import (
     require_components,
     require_table,
     require_weights,
+    start_responsibilities,
     start_rows,
 )
 from pgm_energy.sites import Real, Site
@@ -97,7 +103,7 @@ class GaussianMixture(Mixture):
             raise ValueError(
                 f"means must have shape ({count}, D), one row per weight, got {self.means.shape}"
             )
-        shape = _covariance_shape(self.covariance_type, count, self.means.shape[1])
+        shape = covariance_shape(self.covariance_type, count, self.means.shape[1])
         if self.covariances.shape != shape:
             raise ValueError(
                 f"{self.covariance_type} covariances must have shape {shape}, "
@@ -117,13 +123,18 @@ class GaussianMixture(Mixture):
                 )
             return
         matrices = values.reshape(-1, *values.shape[-2:])
-        uneven = np.argwhere(matrices != matrices.transpose(0, 2, 1))
+        even = 0.5 * (matrices + matrices.transpose(0, 2, 1))
+        size = np.sqrt(np.abs(np.diagonal(matrices, axis1=1, axis2=2)))
+        rounding = 32 * np.finfo(values.dtype).eps * size[:, :, None] * size[:, None, :]
+        uneven = np.argwhere(np.abs(matrices - even) > rounding)
         if len(uneven):
             k, i, j = (int(n) for n in uneven[0])
             raise ValueError(
                 f"covariances must be symmetric, got {matrices[k, i, j]:g} at ({i}, {j}) and "
                 f"{matrices[k, j, i]:g} at ({j}, {i}){self._of(k)}; use 0.5 * (C + C.T)"
             )
+        if not np.array_equal(matrices, even):  # the last bits, as products leave them
+            object.__setattr__(self, "covariances", jnp.asarray(even.reshape(values.shape)))
         for k, matrix in enumerate(matrices):
             try:
                 np.linalg.cholesky(matrix)  # in their own precision, as the energy does
@@ -222,23 +233,23 @@ class GaussianMixture(Mixture):
             self,
             weights=floored_frequencies(counts, WEIGHT_FLOOR),
             means=means,
-            covariances=_raise_floor(moments, self._least(floor), self._has_matrices),
+            covariances=raise_floor(moments, self._least(floor), self._has_matrices),
         )
 
     def _least(self, floor: Any) -> Any:
         """The floor, or what the floating type can factorise if that is more."""
         if not self._has_matrices:
             return floor
-        return jnp.maximum(floor, 8.0 * _singular(self.covariances))
+        return jnp.maximum(floor, 8.0 * singular(self.covariances))
 
     def with_floor(self, floor: Any) -> Self:
         """Return the mixture with no variance in any direction below the floor."""
-        raised = _raise_floor(self.covariances, self._least(floor), self._has_matrices)
+        raised = raise_floor(self.covariances, self._least(floor), self._has_matrices)
         return replace(self, covariances=raised)
 
     def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of rows ``(N, D)``."""
-        member = _start_responsibilities(rng_key, rows, row_weights, self.num_components, 0.0)
+        member = start_responsibilities(rng_key, rows, row_weights, self.num_components, 0.0)
         return self.maximize(rows, member, _START_FLOOR)
 
     def standardizer(
@@ -292,7 +303,7 @@ class GaussianMixture(Mixture):
         return replace(
             self,
             weights=project_simplex(self.weights, WEIGHT_FLOOR),
-            covariances=_nearest_covariances(self.covariances, self._has_matrices),
+            covariances=nearest_covariances(self.covariances, self._has_matrices),
         )
 
     def generic(self, rng_key: jax.Array) -> Self:
@@ -357,7 +368,7 @@ class GaussianMixture(Mixture):
                 f"covariance_type must be one of {', '.join(_TYPES)}, got {covariance_type!r}"
             )
         width = table.shape[1]
-        shape = _covariance_shape(covariance_type, count, width)
+        shape = covariance_shape(covariance_type, count, width)
         matrices = covariance_type in ("full", "tied")
         unit = jnp.broadcast_to(jnp.eye(width), shape) if matrices else jnp.ones(shape)
         blank = cls(
@@ -371,49 +382,3 @@ class GaussianMixture(Mixture):
         rows = jnp.asarray((table - shift) / scale, dtype=jnp.result_type(float))
         start = blank.restart(rng_key, rows, jnp.ones(len(rows), rows.dtype))
         return start.affine(-shift / scale, 1.0 / scale)
-
-
-def _covariance_shape(kind: str, count: int, width: int) -> tuple[int, ...]:
-    return {
-        "full": (count, width, width),
-        "tied": (width, width),
-        "diag": (count, width),
-        "spherical": (count,),
-    }[kind]
-
-
-def _singular(matrix: Any) -> float:
-    """Eigenvalue of a correlation matrix that its floating type cannot tell from zero."""
-    return float(matrix.shape[-1] * jnp.finfo(matrix.dtype).eps)
-
-
-def _raise_floor(moments: jax.Array, floor: Any, matrices: bool) -> jax.Array:
-    """Return the covariance of largest likelihood with no variance below the floor."""
-    if not matrices:
-        return jnp.maximum(moments, floor)
-    moments = 0.5 * (moments + jnp.swapaxes(moments, -1, -2))
-    values, vectors = jnp.linalg.eigh(moments)
-    raised = (vectors * jnp.maximum(values, floor)[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
-    raised = 0.5 * (raised + jnp.swapaxes(raised, -1, -2))
-    # untouched where nothing is below the floor: not even the rounding of a decomposition
-    return jnp.where((values[..., 0] >= floor)[..., None, None], moments, raised)
-
-
-def _nearest_covariances(covariances: jax.Array, matrices: bool) -> jax.Array:
-    """Symmetric with positive eigenvalues, the identity on what is valid."""
-    tiny = jnp.finfo(covariances.dtype).tiny
-    if not matrices:
-        least = jnp.maximum(1e-6 * jnp.max(covariances), tiny)
-        return jnp.where(covariances > 0, covariances, least)
-    even = 0.5 * (covariances + jnp.swapaxes(covariances, -1, -2))
-    variances = jnp.diagonal(even, axis1=-2, axis2=-1)
-    scale = jnp.sqrt(jnp.where(variances > 0, variances, 1.0))
-    correlations = even / (scale[..., :, None] * scale[..., None, :])
-    limit = _singular(covariances)
-    good = (jnp.linalg.eigvalsh(correlations)[..., 0] > limit) & jnp.all(variances > 0, axis=-1)
-    values, vectors = jnp.linalg.eigh(even)
-    largest = jnp.maximum(jnp.max(jnp.abs(values), axis=-1, keepdims=True), tiny)
-    lifted = jnp.maximum(values, jnp.maximum(1e-6, 8.0 * limit) * largest)
-    raised = (vectors * lifted[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
-    raised = 0.5 * (raised + jnp.swapaxes(raised, -1, -2))
-    return jnp.where(good[..., None, None], even, raised)

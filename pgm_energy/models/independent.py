@@ -162,8 +162,8 @@ class Independent(EnergyModel):
             first, second = jax.random.split(key)
             random = jax.random.normal(first, site.encoded_shape, kind)
             if name in self.free:
-                free = self.free[name].reshape(site.shape + (1,) * len(site.event)) > 0.5
-                random = jnp.where(free, random, jnp.asarray(self.parameters[name], kind))
+                loose = self.free[name].reshape(site.shape + (1,) * len(site.event)) > 0.5
+                random = jnp.where(loose, random, jnp.asarray(self.parameters[name], kind))
             parameters[name] = random
             if name in self.precisions:
                 precisions[name] = jax.random.uniform(

@@ -256,7 +256,7 @@ class RBM(EnergyModel):
         bias, precision = data_start(site, data)
         return cls(
             weights=scale * jax.random.normal(rng_key, left + right),
-            visible_bias=bias,  # type: ignore[arg-type]
+            visible_bias=jnp.zeros(left) if bias is None else bias,
             visible_precision=precision,
             visible=visible_kind,
             hidden=hidden_kind,

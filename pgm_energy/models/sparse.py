@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -15,11 +14,10 @@ from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values
 from pgm_energy.sites import Binary, Site, Spin
 
-__all__ = ["SparseBoltzmannMachine", "ising_lattice"]
+__all__ = ["SparseBoltzmannMachine"]
 
 #: A neighbour table may have this many places per end of an edge; hubs would waste the rest.
 _TABLE_WASTE = 4
-_LATTICE_DIMS = {1: ("position",), 2: ("row", "column"), 3: ("plane", "row", "column")}
 
 
 @struct
@@ -169,9 +167,9 @@ class SparseBoltzmannMachine(EnergyModel):
             fields = bias.at[first].add(self.values * flat[second])
             fields = fields.at[second].add(self.values * flat[first])
             return Natural(fields.reshape(self.bias.shape) if index is None else fields[index])
-        around, edges = table
+        around, edges = (jnp.asarray(part) for part in table)
         if index is not None:
-            around, edges = jnp.asarray(around)[index], jnp.asarray(edges)[index]
+            around, edges = around[index], edges[index]
         weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
         eta = jnp.sum(weights * flat[around], axis=-1)
         if index is not None:
@@ -308,115 +306,3 @@ def _neighbour_table(edges: StaticArray, num_units: int) -> tuple[np.ndarray, np
     neighbours[rows, places] = np.concatenate([pairs[:, 1], pairs[:, 0]])[order]
     numbers[rows, places] = order % count
     return neighbours, numbers
-
-
-def ising_lattice(
-    shape: int | Sequence[int],
-    coupling: Any,
-    field: Any = 0.0,
-    periodic: bool | Sequence[bool] = True,
-) -> SparseBoltzmannMachine:
-    """Return an Ising model on a rectangular lattice of any dimension, with spins -1 and +1.
-
-    ``E = -sum_<ij> K x_i x_j - sum_i H_i x_i``; each pair of nearest neighbours once.
-
-    Parameters
-    ----------
-    shape
-        Sides of the lattice.
-    coupling
-        K, already multiplied by the inverse temperature: one number, or one per axis.
-    field
-        H, already multiplied by the inverse temperature: one number or an array of the
-        lattice's shape.
-    periodic
-        Whether opposite sides are joined; one value, or one per axis.
-
-    Returns
-    -------
-    SparseBoltzmannMachine
-        With one spin site ``v`` of the lattice's shape.
-
-    Raises
-    ------
-    ValueError
-        On a periodic side shorter than 3, which would couple a unit to itself or a pair twice;
-        on parameters of other shapes, NaN or infinite.
-
-    Notes
-    -----
-    A checkerboard of two colours, or three where a periodic side is odd; the colours come from
-    the coordinates, so a million units are no trouble.
-
-    References
-    ----------
-    E. Ising (1925), Beitrag zur Theorie des Ferromagnetismus. B. Kaufman (1949), Crystal
-    statistics II, for the exact log Z of the two-dimensional torus.
-
-    Examples
-    --------
-    >>> import pgm_energy as pgm
-    >>> lattice = pgm.ising_lattice((4, 4), coupling=0.3)
-    >>> lattice.values.shape, lattice.sites["v"].shape
-    ((32,), (4, 4))
-    """
-    sides = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    if not sides or not all(isinstance(n, int | np.integer) and n > 0 for n in sides):
-        raise ValueError(f"shape must be one or more positive integers, got {shape!r}")
-    joined = (periodic,) * len(sides) if isinstance(periodic, bool) else tuple(periodic)
-    if len(joined) != len(sides) or not all(isinstance(p, bool | np.bool_) for p in joined):
-        raise ValueError(
-            f"periodic must be True, False, or one of them per axis of {sides}, got {periodic!r}"
-        )
-    for axis, (side, loop) in enumerate(zip(sides, joined, strict=True)):
-        if loop and side < 3:
-            raise ValueError(
-                f"axis {axis} of length {side} cannot be periodic: it would couple "
-                f"{'a unit to itself' if side == 1 else 'each pair twice'}; use sides of 3 or "
-                "more, or periodic=False (one value per axis is possible)"
-            )
-    edges, axes, colours = _lattice_graph(tuple(int(n) for n in sides), joined)
-    kind = jnp.result_type(float)
-    strength = jnp.asarray(coupling, dtype=kind)
-    if strength.shape not in {(), (len(sides),)}:
-        raise ValueError(
-            f"coupling must be one number or one per axis ({len(sides)}), got shape "
-            f"{strength.shape}"
-        )
-    bias = jnp.asarray(field, dtype=kind)
-    if bias.shape not in {(), sides}:
-        raise ValueError(
-            f"field must be one number or have the lattice's shape {sides}, got {bias.shape}"
-        )
-    return SparseBoltzmannMachine(
-        values=jnp.broadcast_to(strength, (len(sides),))[axes],
-        bias=jnp.broadcast_to(bias, sides),
-        edges=edges,
-        colours=colours,
-        dims=_LATTICE_DIMS.get(len(sides), ()),
-        unit=Spin,
-    )
-
-
-def _lattice_graph(
-    sides: tuple[int, ...], joined: tuple[bool, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges, the axis of each, and proper colours: 2, or 3 where a periodic side is odd.
-
-    The sum of proper colours along the axes, modulo their number, is proper again.
-    """
-    units = np.arange(np.prod(sides), dtype=np.int32).reshape(sides)
-    odd = any(loop and side % 2 for side, loop in zip(sides, joined, strict=True))
-    colours = np.zeros(sides, dtype=np.int32)
-    edges, axes = [], []
-    for axis, (side, loop) in enumerate(zip(sides, joined, strict=True)):
-        after = np.roll(units, -1, axis=axis)
-        keep = slice(None) if loop else slice(0, side - 1)
-        here = (slice(None),) * axis + (keep,)
-        edges.append(np.stack([units[here].ravel(), after[here].ravel()], axis=1))
-        axes.append(np.full(len(edges[-1]), axis, dtype=np.int32))
-        own = np.arange(side, dtype=np.int32) % 2
-        if loop and side % 2:
-            own[-1] = 2
-        colours += own.reshape((-1,) + (1,) * (len(sides) - axis - 1))
-    return np.concatenate(edges), np.concatenate(axes), colours.ravel() % (3 if odd else 2)

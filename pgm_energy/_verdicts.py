@@ -148,19 +148,21 @@ def _problems(row: Mapping[str, Any], num_chains: int) -> list[str]:
     out = []
     if not row["finite"]:
         out.append("broken: the energy is not finite at some draws")
-    if row["exact_error_mcse"] > _MCSE:
-        out.append(
-            f"wrong: a mean is off by {row['exact_error']:.2g} "
-            f"({row['exact_error_mcse']:.0f} MCSE) from the exact one, so a mode is missed or the "
-            "sampler is at fault"
-        )
+    off = row["exact_error_mcse"] > _MCSE
+    error = (
+        f"a mean is off by {row['exact_error']:.2g} ({row['exact_error_mcse']:.0f} MCSE) from the "
+        "exact one"
+    )
+    unsettled = not math.isnan(row["ess_min"]) and row["rhat_max"] > _RHAT
+    if off and not unsettled:
+        out.append(f"wrong: {error}, so a mode is missed or the sampler is at fault")
     if row["stuck_units"]:
         out.append(
             f"not mixing: {row['stuck_units']} unit(s) kept to values that differ between chains"
         )
     if math.isnan(row["ess_min"]):
         out.append("nothing moved: no statistic changed in any chain")
-    elif row["rhat_max"] > _RHAT and not row["stuck_units"]:
+    elif unsettled and not row["stuck_units"]:
         out.append(f"not converged: R-hat reaches {row['rhat_max']:.2f}, run it longer")
     elif row["ess_min"] < max(100, _ESS_PER_CHAIN * num_chains):
         out.append(f"too short: only {row['ess_min']:,.0f} effective draws of the worst unit")
@@ -169,6 +171,8 @@ def _problems(row: Mapping[str, Any], num_chains: int) -> list[str]:
             f"a mean differs by {row['difference']:.2g} ({row['difference_mcse']:.0f} standard "
             f"errors) from {row['reference']}"
         )
+    if off and unsettled:  # chains that disagree underestimate their own error
+        out.append(error)
     if row["divergences"]:
         out.append(f"{row['divergences']} divergent transitions")
     return out

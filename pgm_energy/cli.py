@@ -144,14 +144,14 @@ def compare(
     seed: Seed = 0,
     output: Output = None,
     force: Force = False,
-    hidden: Hidden = 32,
+    hidden: Hidden = 16,
     components: Components = 3,
     epochs: Epochs = 100,
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 0.01,
     chains: Chains = 16,
     warmup: Warmup = 1000,
-    samples: Samples = 2000,
+    samples: Samples = 4000,
 ) -> None:
     """Train a model, sample it with Gibbs and HMC, diagnose every chain, write a report."""
     os.environ.setdefault("MPLBACKEND", "Agg")

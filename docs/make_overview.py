@@ -1,6 +1,6 @@
 """Draw docs/_static/overview.png, the picture of the README.
 
-    python docs/make_overview.py
+python docs/make_overview.py
 """
 
 from pathlib import Path

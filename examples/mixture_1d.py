@@ -3,8 +3,8 @@
 1,000 draws from two normals: means -1 and 1, deviations 0.5 and 0.8, weights 0.4 and 0.6. EM gives
 the most likely parameters. NUTS gives their posterior: the same energy with the components summed
 out, inside an ordinary NumPyro model with priors. That is allowed because a mixture's energy holds
-all its normalisers, so that log Z = 0 whatever the parameters; for a Boltzmann machine, whose
-log Z depends on them and is not known, it would be wrong.
+all its normalisers, so that log Z = 0 whatever the parameters. A Boltzmann machine's log Z depends
+on its parameters: in the same place it would be refused.
 
     python examples/mixture_1d.py
 """
@@ -33,7 +33,7 @@ def mixture(weights: jax.Array, means: jax.Array, deviations: jax.Array) -> pgm.
 
 
 def posterior(data: np.ndarray) -> None:
-    """Priors over the parameters, and the density of the rows: a plain NumPyro model."""
+    """Priors over the parameters, and the rows: a plain NumPyro model."""
     weights = numpyro.sample("weights", dist.Dirichlet(jnp.ones(2)))
     # ordered, so that the components cannot trade places
     means = numpyro.sample(
@@ -44,7 +44,8 @@ def posterior(data: np.ndarray) -> None:
     )
     deviations = numpyro.sample("deviations", dist.LogNormal(0.0, 1.0).expand([2]).to_event(1))
     density = pgm.marginalize(mixture(weights, means, deviations), "z")
-    numpyro.factor("rows", density.log_density({"x": data}).sum())
+    with numpyro.plate("rows", len(data), dim=-2):  # left of the units' own dimension
+        density(x=data)  # an energy model is a NumPyro model
 
 
 def main(

@@ -24,8 +24,8 @@ from pgm_energy.models import (
 from pgm_energy.natural import Natural
 from pgm_energy.partition import LogPartition, log_partition
 from pgm_energy.predict import impute, latent_mean, reconstruct, sample
-from pgm_energy.serialization import load, save
 from pgm_energy.pseudo_likelihood import pseudo_log_likelihood
+from pgm_energy.serialization import load, save
 from pgm_energy.sites import Binary, Categorical, Real, Spin
 from pgm_energy.structure import Block, Blocks, blocks
 from pgm_energy.transforms import binarize, condition, marginalize, relax, temper

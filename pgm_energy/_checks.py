@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy._struct import Key
+
 __all__ = ["require_count", "require_key"]
 
 
@@ -30,7 +32,7 @@ def require_key(rng_key: Any) -> jax.Array:
     raise TypeError(f"rng_key must be one JAX random key, such as jax.random.key(0), got {came}")
 
 
-def is_key_batch(rng_key: jax.Array) -> bool:
+def is_key_batch(rng_key: Key) -> bool:
     """Whether ``rng_key`` holds several keys, as NumPyro passes them for vectorised chains.
 
     Raises

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any, dataclass_transform
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    #: A parameter as it is kept; constructors take whatever ``jnp.asarray`` takes.
+    Parameter = jax.Array
+    #: One JAX random key, typed or legacy. What is no key is refused by our own message.
+    Key = jax.Array
+else:
+    Parameter = Key = Any
 
 _STATIC = "pgm_energy.static"
 
@@ -237,5 +245,13 @@ def struct[T](cls: type[T]) -> type[T]:
 
 
 def replace[T](instance: T, **changes: Any) -> T:
-    """Return a copy of a struct with fields changed (checked like a new one)."""
+    """Return a copy of a struct with fields changed (checked like a new one).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, pgm_energy as pgm
+    >>> rbm = pgm.RBM(weights=jnp.zeros((3, 2)))
+    >>> pgm.replace(rbm, visible_bias=jnp.ones(3)).visible_bias.tolist()
+    [1.0, 1.0, 1.0]
+    """
     return dataclasses.replace(instance, **changes)  # type: ignore[type-var]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from pgm_energy._struct import Key
 from pgm_energy.diagnostics import at_sites, build_datatree
 from pgm_energy.energy import EnergyModel
 
@@ -37,7 +38,7 @@ class TimedRun:
     num_chains: int
     tell: Callable[[str, float], None]
 
-    def __call__(self, rng_key: jax.Array) -> tuple[xr.DataTree, dict[str, Any]]:
+    def __call__(self, rng_key: Key) -> tuple[xr.DataTree, dict[str, Any]]:
         kernel = copy.copy(self.kernel)  # NumPyro's kernels remember what init saw
         init_key, decode_key = jax.random.split(rng_key)
         keys = jax.random.split(init_key, self.num_chains)
@@ -82,9 +83,7 @@ class TimedRun:
             self.tell(name, done / steps)
         return state, parts, seconds
 
-    def _tree(
-        self, rng_key: jax.Array, samples: Any, fields: Any
-    ) -> tuple[xr.DataTree, float, float]:
+    def _tree(self, rng_key: Key, samples: Any, fields: Any) -> tuple[xr.DataTree, float, float]:
         """Draws at the target's sites, with seconds of compiling and of decoding."""
         sampled = self.kernel.model
         attrs = {

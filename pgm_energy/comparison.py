@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from pgm_energy._checks import require_count, require_key
+from pgm_energy._struct import Key
 from pgm_energy._timed_run import TimedRun
 from pgm_energy._verdicts import compare_means, exact_means, headline, verdict
 from pgm_energy.convergence import Diagnosis, diagnose
@@ -122,7 +123,7 @@ class Comparison:
 
 
 def compare(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     samplers: Mapping[str, Any],
     *,
@@ -216,7 +217,7 @@ def compare(
     return Comparison(model, summary, trees, diagnoses, means, settings)
 
 
-def _check_samplers(rng_key: jax.Array, model: EnergyModel, samplers: Any) -> None:
+def _check_samplers(rng_key: Key, model: EnergyModel, samplers: Any) -> None:
     if not isinstance(samplers, Mapping) or not samplers:
         raise ValueError(
             "samplers must be a dict of NumPyro kernels by name, such as "
@@ -234,7 +235,7 @@ def _check_samplers(rng_key: jax.Array, model: EnergyModel, samplers: Any) -> No
             _check_target(rng_key, model, kernel.model)
 
 
-def _check_target(rng_key: jax.Array, model: EnergyModel, sampled: EnergyModel) -> None:
+def _check_target(rng_key: Key, model: EnergyModel, sampled: EnergyModel) -> None:
     """Refuse, before anything runs, a kernel whose draws do not lead to the target's sites."""
     draw = {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in sampled.sites.items()}
     decoded = jax.eval_shape(

@@ -14,6 +14,7 @@ import numpyro
 import xarray as xr
 
 from pgm_energy._checks import require_key
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Site
 
@@ -37,7 +38,7 @@ Samples = dict[str, np.ndarray]
 
 
 def to_datatree(
-    mcmc: Any, model: EnergyModel | None = None, *, rng_key: jax.Array | None = None
+    mcmc: Any, model: EnergyModel | None = None, *, rng_key: Key | None = None
 ) -> xr.DataTree:
     """Return the draws of a NumPyro run as an ArviZ DataTree with named dimensions.
 
@@ -134,7 +135,7 @@ def build_datatree(
     sampled: EnergyModel,
     model: EnergyModel | None = None,
     *,
-    rng_key: jax.Array | None = None,
+    rng_key: Key | None = None,
     observed: Mapping[str, np.ndarray] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
@@ -224,7 +225,7 @@ def _lead(value: np.ndarray, site: Site) -> tuple[int, ...]:
 
 
 def decode_to(
-    model: EnergyModel, sampled: EnergyModel, samples: Samples, rng_key: jax.Array | None
+    model: EnergyModel, sampled: EnergyModel, samples: Samples, rng_key: Key | None
 ) -> Samples:
     """Return draws of ``sampled``, a transformation, as draws of ``model``'s sites.
 

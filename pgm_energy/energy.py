@@ -14,57 +14,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from pgm_energy._struct import StaticArray
+from pgm_energy._guards import NeedsDiscreteKernel, not_random
+from pgm_energy._struct import Key, StaticArray
 from pgm_energy.natural import Natural, Values, derive_natural_parameters
 from pgm_energy.probe import as_index, require_block
 from pgm_energy.sites import Site
 
 __all__ = ["EnergyModel", "Natural"]
-
-
-class _NeedsDiscreteKernel(str):
-    """Entry of ``infer={"enumerate": ...}`` that explains itself when NumPyro prints it.
-
-    NUTS and HMC format the entry of a discrete latent site into their own message; all other
-    kernels only compare it with "parallel".
-    """
-
-    __slots__ = ("owner", "site")
-
-    owner: str
-    site: str
-
-    def __new__(cls, owner: str, site: str) -> _NeedsDiscreteKernel:
-        self = super().__new__(cls, "sequential")
-        self.owner, self.site = owner, site
-        return self
-
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        return self.owner, self.site
-
-    def __format__(self, spec: str) -> str:
-        raise ValueError(
-            f"NUTS and HMC cannot sample the discrete site {self.site!r} of {self.owner}: use "
-            f"BlockGibbs, sum the site out with marginalize(model, {self.site!r}), or sample "
-            "the continuous twin relax(model)"
-        )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _not_random(owner: str, leaf: jax.Array) -> jax.Array:
-    """The identity on a parameter that nobody may differentiate with respect to."""
-    return leaf
-
-
-@functools.partial(_not_random.defjvp, symbolic_zeros=True)
-def _refuse_random(owner: str, primals: Any, tangents: Any) -> Any:
-    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        raise ValueError(
-            f"the parameters of {owner} are random here, but its density is unnormalised: its "
-            "log-normaliser depends on them and is missing, so the posterior would be wrong. Keep "
-            "the parameters fixed, learn them with PCD, or use a model whose log Z is known"
-        )
-    return primals[0], tangents[0]
 
 
 class EnergyModel(ABC):
@@ -166,7 +122,7 @@ class EnergyModel(ABC):
         """Return the nearest valid model. The identity unless a model has constraints."""
         return self
 
-    def generic(self, rng_key: jax.Array) -> Self:
+    def generic(self, rng_key: Key) -> Self:
         """Return the same structure with parameters in general position.
 
         Structure (who interacts with whom) is probed here, so that a parameter that happens to
@@ -186,7 +142,7 @@ class EnergyModel(ABC):
             "structure is probed; override generic(rng_key) to return valid random parameters"
         )
 
-    def _probed(self, rng_key: jax.Array) -> EnergyModel:
+    def _probed(self, rng_key: Key) -> EnergyModel:
         """The model whose structure licenses steps of this one: ``generic``, any data open.
 
         What is probed is cached by shapes, so it must hold for every value of the data that a
@@ -195,11 +151,11 @@ class EnergyModel(ABC):
         """
         return self._first_finite(lambda fill: self._opened(rng_key, fill))
 
-    def _opened(self, rng_key: jax.Array, fill: Callable[..., Any]) -> EnergyModel:
+    def _opened(self, rng_key: Key, fill: Callable[..., Any]) -> EnergyModel:
         """``_generic`` with the data that transformations keep open; they pass it inwards."""
         return self._generic(rng_key, fill)
 
-    def _generic(self, rng_key: jax.Array, fill: Callable[..., Any]) -> Self:
+    def _generic(self, rng_key: Key, fill: Callable[..., Any]) -> Self:
         """``generic`` with one way to fill the leaves; transformations pass it inwards."""
         if type(self).generic is not EnergyModel.generic:
             return self.generic(rng_key)
@@ -243,7 +199,7 @@ class EnergyModel(ABC):
         """Mask of a site's units that are not clamped; None where all are free."""
         return None
 
-    def decode(self, rng_key: jax.Array, samples: Values) -> dict[str, jax.Array]:
+    def decode(self, rng_key: Key, samples: Values) -> dict[str, jax.Array]:
         """Return samples of the original model's sites; here the samples themselves."""
         return dict(samples)
 
@@ -394,7 +350,7 @@ class EnergyModel(ABC):
         for name, site in self.sites.items():
             infer: dict[str, Any] = {"event_dims": list(site.dims)} if site.dims else {}
             if site.is_discrete and name not in observed:
-                infer["enumerate"] = _NeedsDiscreteKernel(type(self).__name__, name)
+                infer["enumerate"] = NeedsDiscreteKernel(type(self).__name__, name)
             values[name] = numpyro.sample(
                 name,
                 site.base_distribution().mask(False),
@@ -405,7 +361,7 @@ class EnergyModel(ABC):
         lead = self._plates(values, rank)
         model = self
         if self.known_log_partition is None:
-            guard = functools.partial(_not_random, type(self).__name__)
+            guard = functools.partial(not_random, type(self).__name__)
             model = jax.tree.map(guard, self)
         energy = model._batched_energy(values, lead)
         # the unit dimensions of the plates' frame come back as ones, so that plates align
@@ -467,20 +423,20 @@ class EnergyModel(ABC):
         return f"{name}({', '.join(parts)})"
 
 
-def _fill_normal(rng_key: jax.Array, leaf: Any) -> jax.Array:
+def _fill_normal(rng_key: Key, leaf: Any) -> jax.Array:
     shape = jnp.shape(leaf)
     scale = 1.0 / np.sqrt(max(shape)) if len(shape) > 1 else 1.0
     return scale * jax.random.normal(rng_key, shape, jnp.result_type(float))
 
 
-def _fill_near(rng_key: jax.Array, leaf: Any) -> jax.Array:
+def _fill_near(rng_key: Key, leaf: Any) -> jax.Array:
     """Values near the given ones: they stay valid where validity is an open condition."""
     if isinstance(leaf, jax.core.Tracer):
         return _fill_normal(rng_key, leaf)
     return jnp.asarray(leaf, jnp.result_type(float)) + 0.1 * _fill_normal(rng_key, leaf)
 
 
-def _fill_uniform(rng_key: jax.Array, leaf: Any) -> jax.Array:
+def _fill_uniform(rng_key: Key, leaf: Any) -> jax.Array:
     return jax.random.uniform(
         rng_key, jnp.shape(leaf), jnp.result_type(float), minval=0.1, maxval=0.9
     )

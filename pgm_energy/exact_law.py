@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pgm_energy._checks import require_count, require_key
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.enumeration import (
     StateSpace,
@@ -113,7 +114,7 @@ class ExactResult:
 
         return np.asarray(self.expectation(product))
 
-    def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
+    def sample(self, rng_key: Key, num_samples: int) -> dict[str, jax.Array]:
         """Return independent draws from the exact law, ``(num_samples, *shape)`` by site."""
         rng_key = require_key(rng_key)
         require_count("num_samples", num_samples)

@@ -12,6 +12,7 @@ from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.mcmc import MCMCKernel
 
 from pgm_energy._checks import is_key_batch, require_count
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.structure import Block, Blocks, blocks
@@ -37,7 +38,7 @@ class BlockGibbsState(NamedTuple):
     z: dict[str, jax.Array]
     potential_energy: jax.Array
     flip_rate: dict[str, jax.Array]
-    rng_key: jax.Array
+    rng_key: Key
 
 
 class BlockGibbs(MCMCKernel):
@@ -128,7 +129,7 @@ class BlockGibbs(MCMCKernel):
 
     def init(
         self,
-        rng_key: jax.Array,
+        rng_key: Key,
         num_warmup: int,
         init_params: Any,
         model_args: tuple[Any, ...],

@@ -12,6 +12,7 @@ import numpy as np
 
 from pgm_energy._checks import require_count, require_key
 from pgm_energy._data import as_rows
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.natural import derive_natural_parameters
@@ -36,7 +37,7 @@ def _rows_like(value: dict[str, Any], data: Any) -> Any:
 
 
 def sample(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     num_samples: int,
     *,
@@ -109,7 +110,7 @@ def sample(
     jax.jit, static_argnames=("kernel", "num_chains", "num_warmup", "draws", "num_sweeps")
 )
 def _draw_chains(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     kernel: GibbsKernel,
     num_chains: int,
@@ -127,7 +128,7 @@ def _draw_chains(
 
 
 def run_sweeps(
-    kernel: GibbsKernel, rng_key: jax.Array, values: Samples, model: EnergyModel, num: int
+    kernel: GibbsKernel, rng_key: Key, values: Samples, model: EnergyModel, num: int
 ) -> Samples:
     """Return the configuration after ``num`` sweeps."""
 
@@ -139,7 +140,7 @@ def run_sweeps(
 
 def collect(
     kernel: GibbsKernel,
-    rng_key: jax.Array,
+    rng_key: Key,
     values: Samples,
     model: EnergyModel,
     draws: int,
@@ -233,7 +234,7 @@ def natural_parameters_of(model: EnergyModel, name: str, values: Any, coupled: b
     return model.natural_parameters(name, values)
 
 
-def reconstruct(rng_key: jax.Array, model: EnergyModel, data: Any) -> Any:
+def reconstruct(rng_key: Key, model: EnergyModel, data: Any) -> Any:
     """Return E[data site given latents], the latents drawn given each row.
 
     Parameters
@@ -283,7 +284,7 @@ def reconstruct(rng_key: jax.Array, model: EnergyModel, data: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnames=("schedule",))
 def _reconstruct(
-    rng_key: jax.Array, model: EnergyModel, rows: Any, *, schedule: Blocks
+    rng_key: Key, model: EnergyModel, rows: Any, *, schedule: Blocks
 ) -> dict[str, jax.Array]:
     coupled = {step.site: step.coupled for step in schedule.steps}
     latents = schedule.restrict(model.latent_sites)
@@ -304,7 +305,7 @@ def _reconstruct(
 
 
 def impute(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     rows_with_nan: Any,
     num_samples: int = 1,
@@ -378,7 +379,7 @@ def impute(
 
 @functools.partial(jax.jit, static_argnames=("kernel", "num_warmup", "num_samples", "num_sweeps"))
 def _complete(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     filled: Any,
     free: Any,

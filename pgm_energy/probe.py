@@ -9,7 +9,6 @@ only propose, because energies written with ``==``, ``where``, ``abs`` or indexi
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pgm_energy._struct import StaticArray, is_concrete
-from pgm_energy.natural import derive_natural_parameters, select
+from pgm_energy.configurations import interior_point, joint_bits, random_values, visit_all_states
+from pgm_energy.identity import curvature_along, energies_of, joint_hessian, residuals_of
 from pgm_energy.sites import Real, Site
 
 if TYPE_CHECKING:
@@ -66,62 +66,6 @@ def probe(model: EnergyModel) -> Probe:
     return _CACHE[key]
 
 
-def random_values(sites: dict[str, Site], num: int, rng: np.random.Generator) -> Raw:
-    """Return ``num`` random raw configurations that reach the corners.
-
-    The frequencies of a site's states are drawn per probe from a Dirichlet(1/2), so that nearly
-    constant configurations occur; the scale of real sites is log-uniform from 0.1 to 1000.
-    """
-    values = {}
-    for name, site in sites.items():
-        if site.is_discrete:
-            weights = rng.dirichlet(np.full(len(site.states), 0.5), size=num)
-            edges = np.cumsum(weights, axis=-1)[:, :-1].astype(np.float32)
-            uniform = rng.random((num, site.size), dtype=np.float32)
-            state = np.zeros((num, site.size), dtype=np.int32)
-            for k in range(edges.shape[1]):
-                state += uniform > edges[:, k, None]
-            values[name] = site.states[state].reshape(num, *site.shape)
-        else:
-            scale = 10.0 ** rng.uniform(-1.0, 3.0, size=(num,) + (1,) * len(site.shape))
-            values[name] = scale * rng.standard_normal((num, *site.shape))
-    return values
-
-
-def _joint_bits(sites: dict[str, Site]) -> float:
-    """Binary logarithm of the number of joint states of the discrete sites."""
-    return float(sum(s.size * np.log2(len(s.states)) for s in sites.values() if s.is_discrete))
-
-
-def _visit_all_states(sites: dict[str, Site], values: Raw) -> None:
-    """Overwrite with every joint state, in turn, where there are not more states than probes."""
-    num = len(next(iter(values.values())))
-    cards = [len(s.states) for s in sites.values() if s.is_discrete for _ in range(s.size)]
-    if not cards or _joint_bits(sites) > np.log2(num) + 1e-9:
-        return
-    digits = np.stack(np.unravel_index(np.arange(num) % int(np.prod(cards)), cards), axis=-1)
-    start = 0
-    for name, site in sites.items():
-        if site.is_discrete:
-            chosen = digits[:, start : start + site.size]
-            values[name] = site.states[chosen].reshape(num, *site.shape)
-            start += site.size
-
-
-def interior_point(sites: dict[str, Site], rng: np.random.Generator) -> Raw:
-    """Return encoded values inside the hull of the support, where no product vanishes."""
-    point = {}
-    for name, site in sites.items():
-        if not site.is_discrete:
-            point[name] = rng.standard_normal(site.shape)
-        elif site.event:
-            point[name] = rng.dirichlet(np.ones(site.event[0]), size=site.shape)
-        else:
-            low = float(site.states[0])
-            point[name] = rng.uniform(low, 1.0, site.shape)
-    return point
-
-
 class Verdict(NamedTuple):
     """Worst relative residual of the identity behind a step, and the row of blocks it is in."""
 
@@ -132,112 +76,6 @@ class Verdict(NamedTuple):
     def holds(self) -> bool:
         """Whether the step may be sampled."""
         return self.residual <= TOLERANCE
-
-
-@functools.partial(jax.jit, static_argnames=("name", "kind", "coupled", "chunk"))
-def _residuals(
-    model: EnergyModel,
-    old: Raw,
-    new: Any,
-    index: Any,
-    mask: Any,
-    *,
-    name: str,
-    kind: str,
-    coupled: bool,
-    chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Relative residual of the identity per probe, and the energies."""
-    site = model.sites[name]
-
-    def energy(values: Any) -> jax.Array:
-        return model.energy(**model.encode(values))
-
-    def one(args: Any) -> tuple[jax.Array, jax.Array]:
-        old, redraw, index, mask = args
-        natural = (
-            derive_natural_parameters(model, name, old, index, coupled=True)
-            if coupled
-            else model.natural_parameters(name, old, index)
-        )
-        present = select(old[name], site, index)
-        if index is None:
-            block, after = redraw, redraw
-        else:
-            block = jnp.where(mask, redraw[index], present)
-            position = jnp.where(mask, index, site.size)
-            after = old[name].reshape(-1).at[position].set(block, mode="drop")
-        start, end = energy(old), energy({**old, name: after.reshape(site.shape)})
-        t_start, t_end = site.encode(present), site.encode(block)
-        delta = t_end - t_start
-        if isinstance(site, Real):
-            precision: Any = natural.precision
-            if coupled or site.is_matrix(natural.eta, precision):
-                linear = site.quadratic(t_end, natural.eta, precision) - site.quadratic(
-                    t_start, natural.eta, precision
-                )
-            else:
-                linear = jnp.sum(natural.eta * delta - 0.5 * precision * (t_end**2 - t_start**2))
-        else:
-            linear = jnp.sum(natural.eta * delta)
-            if kind == "sequential":
-                couplings = _between_units(model.block_couplings(name, index))
-                inside = jnp.tensordot(couplings, delta, axes=delta.ndim)
-                linear += 0.5 * jnp.sum(inside * delta)
-        scale = jnp.maximum(1.0, jnp.maximum(jnp.abs(start), jnp.abs(end)))
-        scale = jnp.maximum(scale, jnp.sum(jnp.abs(natural.eta * delta)))
-        residual = jnp.abs(end - start + linear) / scale
-        if natural.rest is not None and (index is None or kind == "joint"):
-            known = natural.rest - jnp.sum(natural.eta * t_start)
-            if isinstance(site, Real):
-                known = natural.rest - site.quadratic(t_start, natural.eta, precision)
-            known_residual = jnp.abs(known - start) / scale
-            residual = jnp.maximum(residual, jnp.where(jnp.all(mask), known_residual, 0.0))
-        return residual, start
-
-    return jax.lax.map(one, (old, new, index, mask), batch_size=chunk)
-
-
-def _between_units(couplings: jax.Array) -> jax.Array:
-    """Couplings of a panel without each unit's own: a unit's field must not depend on itself."""
-    eye = jnp.eye(couplings.shape[0])
-    if couplings.ndim == 4:
-        eye = eye[:, None, :, None]
-    return couplings * (1.0 - eye)
-
-
-@functools.partial(jax.jit, static_argnames=("chunk",))
-def _energies(model: EnergyModel, values: Raw, *, chunk: int) -> jax.Array:
-    return jax.lax.map(lambda v: model.energy(**model.encode(v)), values, batch_size=chunk)
-
-
-@functools.partial(jax.jit, static_argnames=("name",))
-def _curvature_along(model: EnergyModel, point: Raw, direction: Any, *, name: str) -> jax.Array:
-    """Hessian of a site's own units times a direction, at an encoded point."""
-
-    def energy(x: jax.Array) -> jax.Array:
-        return model.energy(**{**point, name: x})
-
-    return jax.jvp(jax.grad(energy), (point[name],), (direction,))[1]
-
-
-@functools.partial(jax.jit, static_argnames=("names",))
-def _joint_hessian(model: EnergyModel, point: Raw, *, names: tuple[str, ...]) -> jax.Array:
-    """Dense Hessian over the encoded units of some sites."""
-    shapes = [model.sites[name].encoded_shape for name in names]
-    sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
-
-    def energy(flat: jax.Array) -> jax.Array:
-        parts = jnp.split(flat, sizes)
-        own = {n: p.reshape(s) for n, p, s in zip(names, parts, shapes, strict=True)}
-        return model.energy(**{**point, **own})
-
-    flat = jnp.concatenate([jnp.ravel(point[name]) for name in names])
-
-    def column(direction: jax.Array) -> jax.Array:
-        return jax.jvp(jax.grad(energy), (flat,), (direction,))[1]
-
-    return jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=32)
 
 
 class Probe:
@@ -256,12 +94,12 @@ class Probe:
         self.chunk = int(np.clip(2**21 // encoded, 1, 128))
         # a large site has many units per probe, and a gigabyte of probes helps nobody
         self.num_probes = int(np.clip(2**26 // encoded, 32, NUM_PROBES))
-        bits = _joint_bits(everything)
+        bits = joint_bits(everything)
         if 0 < bits <= ALL_STATES_BITS:  # few enough to leave none to chance
             self.num_probes = max(self.num_probes, round(2**bits))
         rng = np.random.default_rng(7)
         self.values = random_values(everything, self.num_probes, rng)
-        _visit_all_states(everything, self.values)
+        visit_all_states(everything, self.values)
         self.redraws = random_values(everything, self.num_probes, rng)
         self.points = [interior_point(everything, rng) for _ in range(4)]
         self._rng = rng
@@ -276,7 +114,7 @@ class Probe:
                     f"the energy of {self.owner} must be a scalar per configuration, "
                     f"got shape {shape.shape}"
                 )
-            energies = np.asarray(_energies(self.model, self.values, chunk=self.chunk))
+            energies = np.asarray(energies_of(self.model, self.values, chunk=self.chunk))
         if np.isnan(energies).any():
             worst = int(np.argmax(np.isnan(energies)))
             raise ValueError(
@@ -348,7 +186,7 @@ class Probe:
         if index is not None:
             new = new.reshape(num, -1)
         with eager_float64():
-            residuals, energies = _residuals(
+            residuals, energies = residuals_of(
                 self.model,
                 old,
                 new,
@@ -376,8 +214,8 @@ class Probe:
             for point in self.points:
                 first, second = (rng.uniform(0.5, 1.5, site.encoded_shape) for _ in range(2))
                 with eager_float64():
-                    one = np.asarray(_curvature_along(self.model, point, first, name=name))
-                    two = np.asarray(_curvature_along(self.model, point, second, name=name))
+                    one = np.asarray(curvature_along(self.model, point, first, name=name))
+                    two = np.asarray(curvature_along(self.model, point, second, name=name))
                 if not site.is_discrete:  # a diagonal Hessian gives the same ratio twice
                     one, two = one / first - two / second, np.zeros(())
                 if not (np.abs(one).max() < TOLERANCE and np.abs(two).max() < TOLERANCE):
@@ -398,7 +236,7 @@ class Probe:
             points = self.points if site.size * width <= 512 else self.points[:2]
             for point in points:
                 with eager_float64():
-                    hessian = np.asarray(_joint_hessian(self.model, point, names=(name,)))
+                    hessian = np.asarray(joint_hessian(self.model, point, names=(name,)))
                 size = np.abs(np.nan_to_num(hessian, nan=np.inf))
                 blocks = size.reshape(site.size, width, site.size, width).max(axis=(1, 3))
                 found |= blocks > TOLERANCE
@@ -420,7 +258,7 @@ class Probe:
             ]
             with eager_float64():
                 e = [
-                    np.asarray(_energies(self.model, corner, chunk=self.chunk))
+                    np.asarray(energies_of(self.model, corner, chunk=self.chunk))
                     for corner in corners
                 ]
             scale = np.maximum(1.0, np.max(np.abs(e), axis=0))
@@ -531,7 +369,7 @@ def _check_convex(model: EnergyModel, exam: Probe, raw: Raw, names: tuple[str, .
     with eager_float64():
         point = {name: np.asarray(value) for name, value in model.encode(raw).items()}
         double = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float)), model)
-        hessian = np.asarray(_joint_hessian(double, point, names=names))
+        hessian = np.asarray(joint_hessian(double, point, names=names))
     if not np.isfinite(hessian).all():
         smallest, unit = np.nan, 0
     else:

@@ -17,46 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
-from numpyro.distributions import constraints
+
+from pgm_energy._spin_distribution import SpinDistribution
+from pgm_energy._struct import Key
 
 __all__ = ["Binary", "Categorical", "Real", "Site", "Spin"]
 
 #: Natural parameter (nats) that pins a clamped discrete unit: exp(-PIN) is 0 in float64.
 PIN = 1000.0
-
-
-class SpinDistribution(dist.Distribution):
-    """Law of spins -1 and +1 with natural parameter ``eta``: P(+1) = sigmoid(2 eta).
-
-    It has no enumerate support on purpose: NumPyro's discrete kernels take every support to be
-    0..K-1 and would sample spins wrongly; like this they refuse (see ``binarize``).
-    """
-
-    arg_constraints: ClassVar = {"eta": constraints.real}
-    support = constraints.integer_interval(-1, 1)
-    has_enumerate_support = False
-    pytree_data_fields = ("eta",)
-
-    def __init__(self, eta: Any, *, validate_args: bool | None = None) -> None:
-        self.eta = jnp.asarray(eta)
-        super().__init__(batch_shape=jnp.shape(eta), validate_args=validate_args)
-
-    def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> jax.Array:
-        """Draw spins (int8, -1 or +1)."""
-        eta = jnp.broadcast_to(self.eta, sample_shape + self.batch_shape)
-        return Spin(eta.shape).sample(key, eta)
-
-    def log_prob(self, value: Any, intermediates: Any = None) -> jax.Array:
-        """Log-probability of spins, nats."""
-        return self.eta * value - jnp.logaddexp(self.eta, -self.eta)
-
-    @property
-    def mean(self) -> jax.Array:
-        return jnp.tanh(self.eta)
-
-    @property
-    def variance(self) -> jax.Array:
-        return 1.0 - jnp.tanh(self.eta) ** 2
 
 
 class OneHot(NamedTuple):
@@ -148,10 +116,20 @@ class Site(ABC):
         """Return E[T(x)], shaped like ``eta``."""
 
     @abstractmethod
-    def sample(
-        self, rng_key: jax.Array, eta: jax.Array, precision: jax.Array | None = None
-    ) -> jax.Array:
+    def sample(self, rng_key: Key, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         """Draw raw values given natural parameters."""
+
+    def noise(self, rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
+        """Return all the randomness that :meth:`decide` needs for units of encoded ``shape``.
+
+        Units that wait for one another get theirs beforehand, in one call, and in logit space,
+        so that a decision is one comparison. Discrete families only.
+        """
+        raise TypeError(f"a {self.family} site makes no decisions")
+
+    def decide(self, noise: jax.Array, eta: jax.Array) -> jax.Array:
+        """Return raw values as a function of natural parameters and :meth:`noise`."""
+        raise TypeError(f"a {self.family} site makes no decisions")
 
     @abstractmethod
     def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
@@ -234,6 +212,14 @@ def _float(values: Any) -> jax.Array:
     return values.astype(jnp.result_type(float))
 
 
+def _logistic(rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Logistic noise from uniforms inside (0, 1): finite, so that a pinned unit never moves."""
+    uniform = jax.random.uniform(rng_key, shape)
+    half = 0.5 * float(jnp.finfo(uniform.dtype).eps)  # uniforms are multiples of eps
+    uniform = uniform + half
+    return jnp.log(uniform) - jnp.log1p(-uniform)
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class Binary(Site):
     """Units with values 0 and 1; T(x) = x, A(eta) = softplus(eta), P(1) = sigmoid(eta).
@@ -264,11 +250,15 @@ class Binary(Site):
     def mean(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jax.nn.sigmoid(eta)
 
-    def sample(
-        self, rng_key: jax.Array, eta: jax.Array, precision: jax.Array | None = None
-    ) -> jax.Array:
+    def sample(self, rng_key: Key, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         uniform = jax.random.uniform(rng_key, eta.shape, eta.dtype)
         return (uniform < jax.nn.sigmoid(eta)).astype(jnp.int8)
+
+    def noise(self, rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return _logistic(rng_key, shape)
+
+    def decide(self, noise: jax.Array, eta: jax.Array) -> jax.Array:
+        return (noise < eta).astype(jnp.int8)
 
     def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return dist.Bernoulli(logits=eta)
@@ -310,11 +300,15 @@ class Spin(Site):
     def mean(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jnp.tanh(eta)
 
-    def sample(
-        self, rng_key: jax.Array, eta: jax.Array, precision: jax.Array | None = None
-    ) -> jax.Array:
+    def sample(self, rng_key: Key, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         uniform = jax.random.uniform(rng_key, eta.shape, eta.dtype)
         return jnp.where(uniform < jax.nn.sigmoid(2.0 * eta), 1, -1).astype(jnp.int8)
+
+    def noise(self, rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return 0.5 * _logistic(rng_key, shape)
+
+    def decide(self, noise: jax.Array, eta: jax.Array) -> jax.Array:
+        return jnp.where(noise < eta, 1, -1).astype(jnp.int8)
 
     def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return SpinDistribution(eta)
@@ -384,10 +378,14 @@ class Categorical(Site):
     def mean(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jax.nn.softmax(eta, axis=-1)
 
-    def sample(
-        self, rng_key: jax.Array, eta: jax.Array, precision: jax.Array | None = None
-    ) -> jax.Array:
+    def sample(self, rng_key: Key, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jax.random.categorical(rng_key, eta, axis=-1).astype(jnp.int32)
+
+    def noise(self, rng_key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return jax.random.gumbel(rng_key, shape)
+
+    def decide(self, noise: jax.Array, eta: jax.Array) -> jax.Array:
+        return jnp.argmax(eta + noise, axis=-1).astype(jnp.int32)
 
     def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return dist.Categorical(logits=eta)
@@ -458,9 +456,7 @@ class Real(Site):
             return cho_solve((factor, True), eta.reshape(-1)).reshape(eta.shape)
         return eta / precision
 
-    def sample(
-        self, rng_key: jax.Array, eta: jax.Array, precision: jax.Array | None = None
-    ) -> jax.Array:
+    def sample(self, rng_key: Key, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         precision = self._precision(eta, precision)
         noise = jax.random.normal(rng_key, eta.shape, eta.dtype)
         if self.is_matrix(eta, precision):

@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pgm_energy"
 #: Floors from the ground up. A module imports what lies on lower floors, and on its own as long
 #: as nothing goes round in circles; ``models`` and ``kernels`` do not know each other.
 FLOORS = [
-    {"_struct", "datasets"},
+    {"_struct", "_guards", "_spin_distribution", "datasets"},
     {"sites"},
-    {"natural"},
+    {"natural", "configurations"},
+    {"identity"},
     {"probe"},
     {"energy"},
     {"_checks", "_data", "structure", "transforms"},

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, derive_natural_parameters, select
 from pgm_energy.sites import Site
@@ -50,9 +51,7 @@ class _Draw:
             return site.sample(rng_key, natural.eta, natural.precision)
         return select(self.target[step_site], site, position)
 
-    def log_prob(
-        self, site: Site, block: Any, natural: Natural, mask: Any = None
-    ) -> jax.Array:
+    def log_prob(self, site: Site, block: Any, natural: Natural, mask: Any = None) -> jax.Array:
         """Return the log-probability (nats) of a prescribed block; 0 when sampling."""
         if self.target is None:
             return jnp.zeros(())
@@ -94,7 +93,7 @@ class GibbsKernel:
         return blocks(model, self.blocks)
 
     def __call__(
-        self, rng_key: jax.Array, values: Values, model: EnergyModel
+        self, rng_key: Key, values: Values, model: EnergyModel
     ) -> tuple[dict[str, jax.Array], GibbsInfo]:
         """Return the configuration after one sweep, and what happened.
 
@@ -130,7 +129,7 @@ class GibbsKernel:
         return jnp.where(jnp.all(jnp.asarray(same)), log_prob, -jnp.inf) if same else log_prob
 
     def _sweep(
-        self, rng_key: jax.Array | None, values: Values, model: EnergyModel, draw: _Draw
+        self, rng_key: Key | None, values: Values, model: EnergyModel, draw: _Draw
     ) -> tuple[dict[str, jax.Array], tuple[Step, Natural] | None, jax.Array]:
         steps = self.schedule(model).steps
         sites = model.sites
@@ -268,23 +267,22 @@ def _in_turn(
 ) -> tuple[jax.Array, jax.Array]:
     """Draw the coupled units of a panel one after another, keeping their fields up to date."""
     width = block.shape[0]
-    keys = None if rng_key is None else jax.random.split(rng_key, width)
+    noise = None if rng_key is None else site.noise(rng_key, natural.eta.shape)
 
     def unit(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
         eta, block = carry
-        i, key = xs
-        own = Natural(eta[i][None])
-        new = draw.units(name, site, key, own, units[i][None]).astype(block.dtype)
-        log_prob = draw.log_prob(site, new, own, valid[i][None])
-        new = jnp.where(valid[i], new[0], block[i])
+        i, own_noise = xs
+        if draw.target is None:
+            new, log_prob = site.decide(own_noise, eta[i]), jnp.zeros(())
+        else:
+            new = select(draw.target[name], site, units[i])
+            log_prob = draw.log_prob(site, new[None], Natural(eta[i][None]), valid[i][None])
+        new = jnp.where(valid[i], new.astype(block.dtype), block[i])
         moved = site.encode(new) - site.encode(block[i])
-        axes = max(moved.ndim, 0)
-        shift = (
-            jnp.tensordot(couplings[:, :, i], moved, axes=axes) if axes else couplings[:, i] * moved
-        )
+        shift = couplings[:, i] * moved if moved.ndim == 0 else couplings[:, :, i] @ moved
         return (eta + shift, block.at[i].set(new)), log_prob
 
-    (_, block), log_probs = jax.lax.scan(unit, (natural.eta, block), (jnp.arange(width), keys))
+    (_, block), log_probs = jax.lax.scan(unit, (natural.eta, block), (jnp.arange(width), noise))
     return block, jnp.sum(log_probs)
 
 
@@ -318,7 +316,7 @@ def _difference(
     return flat.reshape(site.shape), jnp.sum(log_probs)
 
 
-def random_configuration(rng_key: jax.Array, model: EnergyModel) -> dict[str, jax.Array]:
+def random_configuration(rng_key: Key, model: EnergyModel) -> dict[str, jax.Array]:
     """Return one configuration of independent units: uniform states, standard normals."""
     sites = model.sites
     keys = jax.random.split(rng_key, len(sites))

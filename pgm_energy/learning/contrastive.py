@@ -12,6 +12,7 @@ import optax
 
 from pgm_energy._checks import require_count
 from pgm_energy._data import encode_rows
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule, sum_out, sums_out
@@ -118,7 +119,7 @@ class _Contrastive:
 
     # ---- the pair of pure functions --------------------------------------------------------
 
-    def init(self, rng_key: jax.Array, model: EnergyModel, rows: Rows) -> ContrastiveState:
+    def init(self, rng_key: Key, model: EnergyModel, rows: Rows) -> ContrastiveState:
         """Return the first state: chains at random, the optimiser fresh."""
         chain_key, latent_key = jax.random.split(rng_key)
         chains: Values = {}
@@ -133,7 +134,7 @@ class _Contrastive:
         return ContrastiveState(model, self.optimizer.init(model), chains, latents)
 
     def update(
-        self, rng_key: jax.Array, state: ContrastiveState, batch: Rows, index: jax.Array
+        self, rng_key: Key, state: ContrastiveState, batch: Rows, index: jax.Array
     ) -> tuple[ContrastiveState, dict[str, jax.Array]]:
         """Return the state after one step on a batch of rows.
 
@@ -185,7 +186,7 @@ class _Contrastive:
         return ContrastiveState(new, optimizer, kept, latents), info
 
     def _negative(
-        self, rng_key: jax.Array, start: Values, model: EnergyModel, schedule: Blocks
+        self, rng_key: Key, start: Values, model: EnergyModel, schedule: Blocks
     ) -> Values:
         kernel = self.kernel or GibbsKernel(schedule)
         count = len(next(iter(start.values())))
@@ -200,7 +201,7 @@ class _Contrastive:
 
     def run(
         self,
-        rng_key: jax.Array,
+        rng_key: Key,
         model: EnergyModel,
         data: Any,
         num_epochs: int = 20,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pgm_energy._checks import require_count, require_key
+from pgm_energy._struct import Key
 from pgm_energy.learning.loop import check_rows, progress
 from pgm_energy.models.mixture import Mixture
 
@@ -135,7 +136,7 @@ def _expect(
 
 
 @jax.jit
-def _restart(rng_key: jax.Array, like: Mixture, rows: jax.Array, row_weights: jax.Array) -> Any:
+def _restart(rng_key: Key, like: Mixture, rows: jax.Array, row_weights: jax.Array) -> Any:
     return like.restart(rng_key, rows, row_weights)
 
 
@@ -246,7 +247,7 @@ class EM:
 
     def run(
         self,
-        rng_key: jax.Array,
+        rng_key: Key,
         model: Any,
         data: Any,
         *,
@@ -303,7 +304,7 @@ class EM:
             log_likelihoods=np.array([run.history[-1] for run in runs]),
         )
 
-    def _starts(self, rng_key: jax.Array, task: _Task, progress_bar: bool) -> list[_Run]:
+    def _starts(self, rng_key: Key, task: _Task, progress_bar: bool) -> list[_Run]:
         runs = []
         with progress(self.num_restarts * self.max_steps, progress_bar, "steps") as show:
             for number in range(self.num_restarts):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.structure import Blocks, blocks
@@ -59,7 +60,7 @@ def as_raw(model: EnergyModel, values: Mapping[str, Any]) -> Values:
 
 
 def draw_latents(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     schedule: Blocks,
     rows: Mapping[str, Any],

@@ -14,6 +14,7 @@ import numpy as np
 
 from pgm_energy._checks import require_count, require_key
 from pgm_energy._data import as_rows
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 
 __all__ = ["LearningResult", "Rows", "run_epochs"]
@@ -64,11 +65,11 @@ class LearningResult(NamedTuple):
 class Learner(Protocol):
     """A pair of pure functions; the loop does the rest."""
 
-    def init(self, rng_key: jax.Array, model: EnergyModel, rows: Rows) -> Any:
+    def init(self, rng_key: Key, model: EnergyModel, rows: Rows) -> Any:
         """Return the first state (with a field ``model``)."""
 
     def update(
-        self, rng_key: jax.Array, state: Any, batch: Rows, index: jax.Array
+        self, rng_key: Key, state: Any, batch: Rows, index: jax.Array
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Return the state after one step on a batch, and figures of the step."""
 
@@ -104,7 +105,7 @@ def check_rows(
     return Rows({k: jnp.asarray(v) for k, v in values.items()}, jnp.asarray(weights))
 
 
-def draw_bits(rng_key: jax.Array, model: EnergyModel, rows: Rows) -> Rows:
+def draw_bits(rng_key: Key, model: EnergyModel, rows: Rows) -> Rows:
     """Return rows with grey levels replaced by bits drawn with those probabilities."""
     values = {}
     for i, (name, value) in enumerate(rows.values.items()):
@@ -125,7 +126,7 @@ def take(rows: Rows, index: jax.Array) -> Rows:
 
 @functools.partial(jax.jit, static_argnames=("learner", "batch_size", "resample"))
 def run_epoch(
-    rng_key: jax.Array,
+    rng_key: Key,
     state: Any,
     total: Any,
     rows: Rows,
@@ -165,7 +166,7 @@ def run_epoch(
 
 def run_epochs(
     learner: Learner,
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     rows: Rows,
     *,

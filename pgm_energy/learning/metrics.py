@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pgm_energy._data import encode_rows
+from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule, sum_out, sums_out
 from pgm_energy.learning.loop import Metrics, Rows
@@ -25,7 +26,7 @@ _NUM_MEASURED = 500
 
 @functools.partial(jax.jit, static_argnames=("schedule", "exact"))
 def _figures(
-    rng_key: jax.Array,
+    rng_key: Key,
     model: EnergyModel,
     chains: Values,
     train: Values,
@@ -67,7 +68,7 @@ def measurements(
     exact = sums_out(model)
     schedule = quiet_schedule(model)
 
-    def measure(rng_key: jax.Array, state: Any) -> dict[str, float]:
+    def measure(rng_key: Key, state: Any) -> dict[str, float]:
         out = _figures(
             rng_key, state.model, state.chains, train, other, schedule=schedule, exact=exact
         )
@@ -103,7 +104,7 @@ def _pseudo_log_likelihood(free: EnergyModel, rows: Values) -> jax.Array:
 
 
 def _reconstruction_error(
-    rng_key: jax.Array, model: EnergyModel, schedule: Blocks, rows: Values
+    rng_key: Key, model: EnergyModel, schedule: Blocks, rows: Values
 ) -> jax.Array:
     """Mean square difference of rows and their one-sweep reconstruction, per encoded unit."""
     latents = rows

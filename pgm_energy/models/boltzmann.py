@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete, replace, static, struct
+from pgm_energy._struct import Key, Parameter, is_concrete, replace, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.models.rbm import data_start
 from pgm_energy.natural import Natural, Values
@@ -89,8 +89,8 @@ class BoltzmannMachine(EnergyModel):
     2
     """
 
-    weights: jax.Array
-    bias: jax.Array = None  # type: ignore[assignment]  # zeros unless given
+    weights: Parameter
+    bias: Parameter = None  # type: ignore[assignment]  # zeros unless given
     num_hidden: int = static(default=0)
     unit: Any = static(default=Binary)
 
@@ -155,7 +155,7 @@ class BoltzmannMachine(EnergyModel):
     @classmethod
     def init(
         cls,
-        rng_key: jax.Array,
+        rng_key: Key,
         *,
         num_visible: int,
         num_hidden: int = 0,

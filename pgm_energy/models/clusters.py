@@ -7,15 +7,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from pgm_energy._struct import Key
+
 __all__ = ["cluster"]
 
 _LLOYD_STEPS = 10
 
 
 @functools.partial(jax.jit, static_argnames=("num_clusters",))
-def cluster(
-    rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array, num_clusters: int
-) -> jax.Array:
+def cluster(rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_clusters: int) -> jax.Array:
     """Return one-hot memberships ``(N, K)`` of rows ``(N, D)`` from k-means++ and a few rounds.
 
     Parameters
@@ -47,9 +47,7 @@ def cluster(
     return _nearest(rows, jax.lax.fori_loop(0, _LLOYD_STEPS, lloyd, centres))
 
 
-def _seeds(
-    rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array, num_clusters: int
-) -> jax.Array:
+def _seeds(rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_clusters: int) -> jax.Array:
     """Centres drawn one by one, each with probability proportional to its squared distance."""
     keys = jax.random.split(rng_key, num_clusters)
     first = jax.random.categorical(keys[0], jnp.log(row_weights))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete, replace, struct
+from pgm_energy._struct import Key, Parameter, is_concrete, replace, struct
 from pgm_energy.models.mixture import (
     SUM_TOLERANCE,
     WEIGHT_FLOOR,
@@ -70,8 +70,8 @@ class BernoulliMixture(Mixture):
     0.41
     """
 
-    weights: jax.Array
-    probs: jax.Array
+    weights: Parameter
+    probs: Parameter
 
     data_sites: ClassVar[tuple[str, ...]] = ("v",)
 
@@ -112,7 +112,7 @@ class BernoulliMixture(Mixture):
         """Return the mixture with probabilities within [floor, 1 - floor]."""
         return replace(self, probs=jnp.clip(self.probs, floor, 1.0 - floor))
 
-    def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
+    def restart(self, rng_key: Key, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of rows ``(N, D)``."""
         member = start_responsibilities(
             rng_key, rows, row_weights, self.num_components, _START_SPREAD
@@ -127,7 +127,7 @@ class BernoulliMixture(Mixture):
             probs=jnp.clip(self.probs, _PROBABILITY_FLOOR, 1.0 - _PROBABILITY_FLOOR),
         )
 
-    def generic(self, rng_key: jax.Array) -> Self:
+    def generic(self, rng_key: Key) -> Self:
         """Return random weights and probabilities."""
         first, second = jax.random.split(rng_key)
         probs = jax.random.uniform(
@@ -136,7 +136,7 @@ class BernoulliMixture(Mixture):
         return replace(self, weights=random_weights(first, self.num_components), probs=probs)
 
     @classmethod
-    def init(cls, rng_key: jax.Array, *, num_components: int, data: Any) -> BernoulliMixture:
+    def init(cls, rng_key: Key, *, num_components: int, data: Any) -> BernoulliMixture:
         """Return a start from k-means++ of the data.
 
         Parameters
@@ -202,8 +202,8 @@ class CategoricalMixture(Mixture):
     0.5
     """
 
-    weights: jax.Array
-    probs: jax.Array
+    weights: Parameter
+    probs: Parameter
 
     data_sites: ClassVar[tuple[str, ...]] = ("v",)
 
@@ -253,7 +253,7 @@ class CategoricalMixture(Mixture):
         """Return the mixture with no probability below the floor."""
         return replace(self, probs=floored_frequencies(self.probs, floor))
 
-    def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
+    def restart(self, rng_key: Key, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of one-hot rows ``(N, D, S)``."""
         member = start_responsibilities(
             rng_key, rows, row_weights, self.num_components, _START_SPREAD
@@ -268,7 +268,7 @@ class CategoricalMixture(Mixture):
             probs=project_simplex(self.probs, _PROBABILITY_FLOOR / self.probs.shape[-1]),
         )
 
-    def generic(self, rng_key: jax.Array) -> Self:
+    def generic(self, rng_key: Key) -> Self:
         """Return random weights and probabilities."""
         first, second = jax.random.split(rng_key)
         logits = 0.5 * jax.random.normal(second, self.probs.shape, jnp.result_type(float))
@@ -280,7 +280,7 @@ class CategoricalMixture(Mixture):
 
     @classmethod
     def init(
-        cls, rng_key: jax.Array, *, num_components: int, data: Any, num_states: int | None = None
+        cls, rng_key: Key, *, num_components: int, data: Any, num_states: int | None = None
     ) -> CategoricalMixture:
         """Return a start from k-means++ of the data.
 

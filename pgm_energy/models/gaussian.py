@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from pgm_energy._struct import is_concrete, replace, static, struct
+from pgm_energy._struct import Key, Parameter, is_concrete, replace, static, struct
 from pgm_energy.models.covariances import (
     covariance_shape,
     nearest_covariances,
@@ -84,9 +84,9 @@ class GaussianMixture(Mixture):
     0.0
     """
 
-    weights: jax.Array
-    means: jax.Array
-    covariances: jax.Array
+    weights: Parameter
+    means: Parameter
+    covariances: Parameter
     covariance_type: str = static(default="full")
 
     data_sites: ClassVar[tuple[str, ...]] = ("x",)
@@ -247,7 +247,7 @@ class GaussianMixture(Mixture):
         raised = raise_floor(self.covariances, self._least(floor), self._has_matrices)
         return replace(self, covariances=raised)
 
-    def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
+    def restart(self, rng_key: Key, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of rows ``(N, D)``."""
         member = start_responsibilities(rng_key, rows, row_weights, self.num_components, 0.0)
         return self.maximize(rows, member, _START_FLOOR)
@@ -306,7 +306,7 @@ class GaussianMixture(Mixture):
             covariances=nearest_covariances(self.covariances, self._has_matrices),
         )
 
-    def generic(self, rng_key: jax.Array) -> Self:
+    def generic(self, rng_key: Key) -> Self:
         """Return random weights, means and well-conditioned covariances."""
         first, second, third = jax.random.split(rng_key, 3)
         kind = jnp.result_type(float)
@@ -329,7 +329,7 @@ class GaussianMixture(Mixture):
     @classmethod
     def init(
         cls,
-        rng_key: jax.Array,
+        rng_key: Key,
         *,
         num_components: int,
         data: Any,

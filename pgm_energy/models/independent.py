@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete, static, struct
+from pgm_energy._struct import Key, is_concrete, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.models.rbm import data_start
 from pgm_energy.natural import Natural, Values, select
@@ -152,7 +152,7 @@ class Independent(EnergyModel):
         """Mask of a site's units that are not clamped; None where all are free."""
         return np.asarray(self.free[site]) > 0.5 if site in self.free else None
 
-    def generic(self, rng_key: jax.Array) -> Independent:
+    def generic(self, rng_key: Key) -> Independent:
         """Return random parameters and precisions; clamped units stay as they are."""
         kind = jnp.result_type(float)
         parameters, precisions = {}, {}

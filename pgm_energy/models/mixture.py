@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete
+from pgm_energy._struct import Key, Parameter, is_concrete
 from pgm_energy.energy import EnergyModel
 from pgm_energy.models.clusters import cluster
 from pgm_energy.sites import Categorical, Site
@@ -29,7 +29,7 @@ class Mixture(EnergyModel):
     :meth:`log_joint` and :meth:`maximize`.
     """
 
-    weights: jax.Array
+    weights: Parameter
 
     @property
     def num_components(self) -> int:
@@ -70,7 +70,7 @@ class Mixture(EnergyModel):
         """Return the nearest mixture that keeps the floor; the identity on one that does."""
 
     @abstractmethod
-    def restart(self, rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array) -> Self:
+    def restart(self, rng_key: Key, rows: jax.Array, row_weights: jax.Array) -> Self:
         """Return a fresh start from k-means++ of encoded rows."""
 
     def standardizer(
@@ -169,14 +169,14 @@ def floored_frequencies(counts: jax.Array, floor: Any) -> jax.Array:
     return shares(held)
 
 
-def random_weights(rng_key: jax.Array, num_components: int) -> jax.Array:
+def random_weights(rng_key: Key, num_components: int) -> jax.Array:
     """Return weights in general position."""
     logits = 0.5 * jax.random.normal(rng_key, (num_components,), jnp.result_type(float))
     return jax.nn.softmax(logits)
 
 
 def start_responsibilities(
-    rng_key: jax.Array, rows: jax.Array, row_weights: jax.Array, num_components: int, spread: float
+    rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_components: int, spread: float
 ) -> jax.Array:
     """Weighted one-hot memberships of k-means clusters, a share of them spread evenly."""
     flat = rows.reshape(rows.shape[0], -1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete, replace, struct
+from pgm_energy._struct import Key, Parameter, is_concrete, replace, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.models.rbm import data_start
 from pgm_energy.natural import Natural, Values
@@ -51,8 +51,8 @@ class PottsMachine(EnergyModel):
     3
     """
 
-    couplings: jax.Array
-    fields: jax.Array | None = None
+    couplings: Parameter
+    fields: Parameter | None = None
 
     data_sites: ClassVar[tuple[str, ...]] = ("v",)
 
@@ -119,7 +119,7 @@ class PottsMachine(EnergyModel):
     @classmethod
     def init(
         cls,
-        rng_key: jax.Array,
+        rng_key: Key,
         *,
         num_visible: int,
         num_states: int,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import is_concrete, replace, static, struct
+from pgm_energy._struct import Key, Parameter, is_concrete, replace, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, select
 from pgm_energy.sites import Binary, Categorical, Real, Site, Spin
@@ -69,11 +69,11 @@ class RBM(EnergyModel):
     {'v': 'binary', 'h': 'spin'}
     """
 
-    weights: jax.Array
-    visible_bias: jax.Array = None  # type: ignore[assignment]  # zeros unless given
-    hidden_bias: jax.Array = None  # type: ignore[assignment]  # zeros unless given
-    visible_precision: jax.Array | None = None
-    hidden_precision: jax.Array | None = None
+    weights: Parameter
+    visible_bias: Parameter = None  # type: ignore[assignment]  # zeros unless given
+    hidden_bias: Parameter = None  # type: ignore[assignment]  # zeros unless given
+    visible_precision: Parameter | None = None
+    hidden_precision: Parameter | None = None
     visible: Any = static(default=Binary)
     hidden: Any = static(default=Binary)
 
@@ -204,7 +204,7 @@ class RBM(EnergyModel):
     @classmethod
     def init(
         cls,
-        rng_key: jax.Array,
+        rng_key: Key,
         *,
         num_visible: int,
         num_hidden: int,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._struct import StaticArray, static, struct
+from pgm_energy._struct import Key, Parameter, StaticArray, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values
 from pgm_energy.sites import Binary, Site, Spin
@@ -61,8 +61,8 @@ class SparseBoltzmannMachine(EnergyModel):
     0.5
     """
 
-    values: jax.Array
-    bias: jax.Array
+    values: Parameter
+    bias: Parameter
     edges: Any = static()
     colours: Any = static(default=None)
     dims: tuple[str, ...] = static(default=())
@@ -193,7 +193,7 @@ class SparseBoltzmannMachine(EnergyModel):
     @classmethod
     def init(
         cls,
-        rng_key: jax.Array,
+        rng_key: Key,
         *,
         edges: Any,
         num_visible: int,

@@ -13,11 +13,12 @@ from jax.scipy.special import logsumexp
 from numpyro import handlers
 
 from pgm_energy._checks import require_count, require_key
+from pgm_energy.configurations import random_values
 from pgm_energy.energy import EnergyModel
 from pgm_energy.enumeration import StateSpace, double, energy_of, require_concrete
 from pgm_energy.exact_law import exact
 from pgm_energy.partition import known_log_partition
-from pgm_energy.probe import random_values, structure_key
+from pgm_energy.probe import structure_key
 from pgm_energy.sites import Site
 from pgm_energy.structure import blocks
 from pgm_energy.testing.exam import DOUBLE, SINGLE, ConformanceReport, Exam, precision

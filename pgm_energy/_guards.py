@@ -1,0 +1,55 @@
+"""Uses of an energy model in NumPyro that would be silently wrong, refused."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+
+__all__ = ["NeedsDiscreteKernel", "not_random"]
+
+
+class NeedsDiscreteKernel(str):
+    """Entry of ``infer={"enumerate": ...}`` that explains itself when NumPyro prints it.
+
+    NUTS and HMC format the entry of a discrete latent site into their own message; all other
+    kernels only compare it with "parallel".
+    """
+
+    __slots__ = ("owner", "site")
+
+    owner: str
+    site: str
+
+    def __new__(cls, owner: str, site: str) -> NeedsDiscreteKernel:
+        self = super().__new__(cls, "sequential")
+        self.owner, self.site = owner, site
+        return self
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return self.owner, self.site
+
+    def __format__(self, spec: str) -> str:
+        raise ValueError(
+            f"NUTS and HMC cannot sample the discrete site {self.site!r} of {self.owner}: use "
+            f"BlockGibbs, sum the site out with marginalize(model, {self.site!r}), or sample "
+            "the continuous twin relax(model)"
+        )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def not_random(owner: str, leaf: jax.Array) -> jax.Array:
+    """The identity on a parameter that nobody may differentiate with respect to."""
+    return leaf
+
+
+@functools.partial(not_random.defjvp, symbolic_zeros=True)
+def _refuse_random(owner: str, primals: Any, tangents: Any) -> Any:
+    if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
+        raise ValueError(
+            f"the parameters of {owner} are random here, but its density is unnormalised: its "
+            "log-normaliser depends on them and is missing, so the posterior would be wrong. Keep "
+            "the parameters fixed, learn them with PCD, or use a model whose log Z is known"
+        )
+    return primals[0], tangents[0]

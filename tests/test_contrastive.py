@@ -697,7 +697,11 @@ def test_progress_is_shown(capsys):
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
-@pytest.mark.parametrize("bad", [0.01, "adam", {}, None, optax.adam], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [0.01, "adam", {}, None, optax.adam],
+    ids=["number", "name", "dict", "none", "factory"],
+)
 @pytest.mark.parametrize("learner", [pgm.PCD, pgm.CD])
 def test_an_optimizer_is_needed(learner, bad):
     with pytest.raises(

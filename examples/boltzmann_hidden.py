@@ -28,7 +28,7 @@ def learn(rng_key: jax.Array, num_hidden: int, num_epochs: int) -> tuple[float, 
         init_key, num_visible=3, num_hidden=num_hidden, data=rows, scale=0.5
     )
     learner = pgm.PCD(
-        optax.adam(optax.linear_schedule(0.05, 0.0, num_epochs)), num_chains=512, num_sweeps=5
+        optax.adam(optax.linear_schedule(0.1, 0.0, num_epochs)), num_chains=512, num_sweeps=5
     )
     machine = learner.run(learn_key, start, rows, num_epochs=num_epochs).model
     law = pgm.exact(machine)

@@ -49,7 +49,7 @@ def as_rows(
     if not isinstance(data, Mapping):
         if len(names) != 1:
             raise ValueError(
-                f"{type(model).__name__} has data sites {', '.join(map(repr, names))}: give "
+                f"{model.title} has data sites {', '.join(map(repr, names))}: give "
                 f"{name} as a dict by site"
             )
         data = {names[0]: data}
@@ -58,7 +58,7 @@ def as_rows(
     if extra:
         raise ValueError(
             f"{name} gives site {extra[0]!r}, which is latent; the data sites of "
-            f"{type(model).__name__} are {', '.join(map(repr, names))}"
+            f"{model.title} are {', '.join(map(repr, names))}"
         )
     missing = [site for site in names if site not in data]
     if missing:

@@ -138,7 +138,7 @@ class EnergyModel(ABC):
             if candidate._is_finite_somewhere():
                 return candidate
         raise ValueError(
-            f"the energy of {type(self).__name__} is not finite at random parameters, where its "
+            f"the energy of {self.title} is not finite at random parameters, where its "
             "structure is probed; override generic(rng_key) to return valid random parameters"
         )
 
@@ -181,6 +181,11 @@ class EnergyModel(ABC):
         return None
 
     # ---- derived ---------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """What the model is called in tables and messages."""
+        return type(self).__name__
 
     @property
     def latent_sites(self) -> tuple[str, ...]:
@@ -245,7 +250,7 @@ class EnergyModel(ABC):
         self.require_sites(values)
         missing = [name for name in sites if name not in values]
         if missing:
-            raise ValueError(f"{type(self).__name__} needs values of site {missing[0]!r} too")
+            raise ValueError(f"{self.title} needs values of site {missing[0]!r} too")
         leads = {name: self._lead(name, values[name]) for name in sites}
         lead = next(iter(leads.values()), ())
         for name, other in leads.items():
@@ -275,7 +280,7 @@ class EnergyModel(ABC):
         for name in names:
             if name not in self.sites:
                 raise ValueError(
-                    f"{type(self).__name__} has no site {name!r}; its sites are "
+                    f"{self.title} has no site {name!r}; its sites are "
                     f"{', '.join(map(repr, self.sites))}"
                 )
 
@@ -342,7 +347,7 @@ class EnergyModel(ABC):
         """
         if args:
             raise TypeError(
-                f"{type(self).__name__} takes observed sites by name, got {len(args)} positional "
+                f"{self.title} takes observed sites by name, got {len(args)} positional "
                 f"argument(s); write for example mcmc.run(rng_key, {next(iter(self.sites))}=x)"
             )
         self.check_observed(observed)
@@ -350,7 +355,7 @@ class EnergyModel(ABC):
         for name, site in self.sites.items():
             infer: dict[str, Any] = {"event_dims": list(site.dims)} if site.dims else {}
             if site.is_discrete and name not in observed:
-                infer["enumerate"] = NeedsDiscreteKernel(type(self).__name__, name)
+                infer["enumerate"] = NeedsDiscreteKernel(self.title, name)
             values[name] = numpyro.sample(
                 name,
                 site.base_distribution().mask(False),
@@ -361,7 +366,7 @@ class EnergyModel(ABC):
         lead = self._plates(values, rank)
         model = self
         if self.known_log_partition is None:
-            guard = functools.partial(not_random, type(self).__name__)
+            guard = functools.partial(not_random, self.title)
             model = jax.tree.map(guard, self)
         energy = model._batched_energy(values, lead)
         # the unit dimensions of the plates' frame come back as ones, so that plates align

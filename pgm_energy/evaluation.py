@@ -160,7 +160,7 @@ def model_rows(model: EnergyModel, data: Any) -> dict[str, np.ndarray]:
         if differs.any():
             row, *place = (int(i) for i in np.argwhere(differs)[0])
             raise ValueError(
-                f"data for site {name!r} differ from the value that {type(model).__name__} holds "
+                f"data for site {name!r} differ from the value that {model.title} holds "
                 f"fixed: {rows[name][(row, *place)]} at row {row}, column "
                 f"{', '.join(map(str, place))}, fixed at {clamped[tuple(place)]}"
             )
@@ -203,7 +203,7 @@ def without_latents(model: EnergyModel) -> tuple[EnergyModel, StateSpace]:
     space = StateSpace.of(model, [name for name in latent if name not in summed])
     if space.size > ROW_STATES:
         raise ValueError(
-            f"the latent units of {type(model).__name__} interact and have "
+            f"the latent units of {model.title} interact and have "
             f"2^{math.log2(space.size):.1f} states ({space.describe()}), more than the 2^16 that "
             "are summed for every row: estimate log_partition(condition(model, data site=row)) "
             "for single rows, or use fewer latent units"

@@ -203,7 +203,7 @@ def exact(model: EnergyModel) -> ExactResult:
     space = StateSpace.of(model, discrete)
     if space.size > MAX_STATES:
         raise ValueError(
-            f"exact lists at most 2^20 states, {type(model).__name__} has "
+            f"exact lists at most 2^20 states, {model.title} has "
             f"2^{math.log2(space.size):.1f} ({space.describe()}): sum a site out first with "
             "marginalize, fix some units with condition, or ask log_partition(model) for log Z"
         )
@@ -214,13 +214,13 @@ def exact(model: EnergyModel) -> ExactResult:
         energies = np.asarray(state_energies(reduced, space=space, chunk=chunk))
         if np.isnan(energies).any():
             raise ValueError(
-                f"the energy of {type(model).__name__} is NaN in state "
+                f"the energy of {model.title} is NaN in state "
                 f"{int(np.argmax(np.isnan(energies)))} of {space.size}"
             )
         low = energies.min()
         if not np.isfinite(low):
             raise ValueError(
-                f"the energy of {type(model).__name__} is {low} at best: no state has a finite "
+                f"the energy of {model.title} is {low} at best: no state has a finite "
                 "probability"
             )
         weights = np.exp(low - energies)

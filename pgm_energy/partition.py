@@ -126,7 +126,7 @@ def log_partition(
         )
     known = known_log_partition(model)
     if known is not None:
-        return _exact(known, f"{type(model).__name__} knows its log Z in closed form")
+        return _exact(known, f"{model.title} knows its log Z in closed form")
     return _by_summing(model, method)
 
 
@@ -155,7 +155,7 @@ def _by_summing(model: EnergyModel, method: str) -> LogPartition:
         value = float(np.asarray(total))
     if not math.isfinite(value):
         raise ValueError(
-            f"log Z of {type(model).__name__} is {value}: its energy is NaN or nowhere finite"
+            f"log Z of {model.title} is {value}: its energy is NaN or nowhere finite"
         )
     closed = ", ".join(map(repr, summed))
     parts = [f"{closed} summed out in closed form"] if summed else []
@@ -173,7 +173,7 @@ def _too_many(model: EnergyModel, space: StateSpace, summed: tuple[str, ...], li
         "needs no log Z"
     )
     return (
-        f"{type(model).__name__} has 2^{math.log2(space.size):.1f} states{rest} "
+        f"{model.title} has 2^{math.log2(space.size):.1f} states{rest} "
         f"({space.describe()}), more than the 2^{math.log2(limit):.0f} that are summed exactly, "
         f"and no sampling method is available yet (available: 'exact'): {advice}"
     )

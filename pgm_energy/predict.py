@@ -192,7 +192,7 @@ def latent_mean(model: EnergyModel, data: Any) -> Any:
     _require_model(model, "latent_mean")
     names = model.latent_sites
     if not names:
-        raise ValueError(f"{type(model).__name__} has no latent sites")
+        raise ValueError(f"{model.title} has no latent sites")
     rows = as_rows(model, data, allow_intensities=True)
     coupled = {name: require_block(model, name, None) for name in names}
     exam = probe(model)
@@ -200,7 +200,7 @@ def latent_mean(model: EnergyModel, data: Any) -> Any:
         for second in names[i + 1 :]:
             if exam.sites_interact(first, second):
                 raise ValueError(
-                    f"latent sites {first!r} and {second!r} of {type(model).__name__} interact: "
+                    f"latent sites {first!r} and {second!r} of {model.title} interact: "
                     "their mean given a row has no closed form; sample condition(model, ...)"
                 )
 
@@ -276,7 +276,7 @@ def reconstruct(rng_key: Key, model: EnergyModel, data: Any) -> Any:
     for step in schedule.steps:
         if step.site in names and step.kind == "difference":
             raise ValueError(
-                f"site {step.site!r} of {type(model).__name__} has no closed conditional mean: "
+                f"site {step.site!r} of {model.title} has no closed conditional mean: "
                 "its energy is not affine in each unit"
             )
     return _rows_like(_reconstruct(rng_key, model, rows, schedule=schedule), data)

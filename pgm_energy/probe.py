@@ -82,7 +82,7 @@ class Probe:
     """One structure under examination. Use :func:`probe`, which caches it."""
 
     def __init__(self, model: EnergyModel) -> None:
-        self.owner = type(model).__name__
+        self.owner = model.title
         self.sites = model.sites
         if not self.sites:
             raise ValueError(f"{self.owner} has no sites")

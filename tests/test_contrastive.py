@@ -461,7 +461,7 @@ def test_cd_improves_the_exact_likelihood_of_a_machine_with_hidden_units():
     assert exact(result.model) > -1.0  # the best is -0.693
 
 
-@pytest.mark.filterwarnings("ignore:Marginal is sampled at 'v':UserWarning")
+@pytest.mark.filterwarnings("ignore:.* without h is sampled at 'v':UserWarning")
 def test_real_data_give_a_positive_precision_and_no_pseudo_likelihood():
     rng = np.random.default_rng(0)
     data = rng.normal([2.0, -1.0], [0.5, 1.5], (400, 2)).astype(np.float32)

@@ -125,11 +125,12 @@ def test_exact_likelihood_reads_tables(tmp_path):
 
 
 def test_hidden_units_learn_parity():
-    figures = example("boltzmann_hidden").main(num_epochs=600)
+    figures = example("boltzmann_hidden").main()
     # no visible machine can do better than fair coins, and a fitted one does not do worse
     assert figures["visible"] == pytest.approx(-3 * math.log(2), abs=0.01)
     assert figures["visible_even"] == pytest.approx(0.5, abs=0.02)
-    assert figures["hidden"] > figures["visible"] + 0.3
+    # five seeds ended between -1.49 and -1.44
+    assert figures["hidden"] > -1.65
     assert figures["hidden"] < -2 * math.log(2) + 1e-4
     assert figures["hidden_even"] > 0.75
 

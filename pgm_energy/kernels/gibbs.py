@@ -85,7 +85,7 @@ class GibbsKernel:
             if tuple(model.sites.items()) != self.blocks.sites:
                 raise ValueError(
                     f"these blocks were made for {self.blocks.owner} with sites "
-                    f"{_site_list(self.blocks.sites)}; {type(model).__name__} has "
+                    f"{_site_list(self.blocks.sites)}; {model.title} has "
                     f"{_site_list(model.sites.items())}: make new ones with blocks(model)"
                 )
             verify(self.blocks, model)

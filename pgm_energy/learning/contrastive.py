@@ -254,7 +254,8 @@ class _Contrastive:
         -----
         Metrics per epoch: ``pseudo_log_likelihood`` (nats per row), ``free_energy_gap``
         (validation minus training, nats), ``reconstruction_error`` (mean square per unit),
-        ``gradient_norm``, ``chain_free_energy`` (nats). They look at up to 500 rows.
+        ``gradient_norm``, ``chain_free_energy`` (nats). They look at up to 500 rows, the
+        pseudo-likelihood at fewer where rows are wide (40,000 units).
 
         Examples
         --------

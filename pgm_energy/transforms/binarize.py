@@ -25,6 +25,10 @@ class Binarized(EnergyModel):
     model: EnergyModel
 
     @property
+    def title(self) -> str:
+        return f"{self.model.title} in bits"
+
+    @property
     def sites(self) -> dict[str, Site]:
         return {
             name: Binary(site.shape, site.dims) if isinstance(site, Spin) else site

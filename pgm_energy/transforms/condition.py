@@ -36,6 +36,11 @@ class Conditioned(EnergyModel):
     free: dict[str, jax.Array]
 
     @property
+    def title(self) -> str:
+        given = [*self.given, *(f"part of {name}" for name in self.free)]
+        return f"{self.model.title} given {', '.join(given)}"
+
+    @property
     def sites(self) -> dict[str, Site]:
         return {k: s for k, s in self.model.sites.items() if k not in self.given}
 

@@ -28,6 +28,10 @@ class Marginal(EnergyModel):
     coupled: bool = static(default=False)
 
     @property
+    def title(self) -> str:
+        return f"{self.model.title} without {self.site}"
+
+    @property
     def sites(self) -> dict[str, Site]:
         return {name: site for name, site in self.model.sites.items() if name != self.site}
 

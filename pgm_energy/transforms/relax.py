@@ -32,6 +32,10 @@ class Relaxed(EnergyModel):
     offset: jax.Array
 
     @property
+    def title(self) -> str:
+        return f"the Gaussian twin of {self.model.title}"
+
+    @property
     def sites(self) -> dict[str, Site]:
         return {"y": Real(self.loadings.shape[1], dims=("twin",))}
 

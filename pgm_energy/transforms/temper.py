@@ -27,6 +27,10 @@ class Tempered(EnergyModel):
     beta: jax.Array
 
     @property
+    def title(self) -> str:
+        return f"the path from {self.base.title} to {self.target.title}"
+
+    @property
     def sites(self) -> dict[str, Site]:
         # the same in both, unless probed with the data of a condition open
         return {**self.target.sites, **(self.base.sites if self._differ() else {})}

@@ -220,8 +220,7 @@ def exact(model: EnergyModel) -> ExactResult:
         low = energies.min()
         if not np.isfinite(low):
             raise ValueError(
-                f"the energy of {model.title} is {low} at best: no state has a finite "
-                "probability"
+                f"the energy of {model.title} is {low} at best: no state has a finite probability"
             )
         weights = np.exp(low - energies)
         total = float(weights.sum())

@@ -154,9 +154,7 @@ def _by_summing(model: EnergyModel, method: str) -> LogPartition:
         total = compiled_log_sum(double(reduced), space=space, chunk=chunk_size(reduced))
         value = float(np.asarray(total))
     if not math.isfinite(value):
-        raise ValueError(
-            f"log Z of {model.title} is {value}: its energy is NaN or nowhere finite"
-        )
+        raise ValueError(f"log Z of {model.title} is {value}: its energy is NaN or nowhere finite")
     closed = ", ".join(map(repr, summed))
     parts = [f"{closed} summed out in closed form"] if summed else []
     if space.sites:

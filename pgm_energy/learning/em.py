@@ -350,8 +350,8 @@ class EM:
         steps = len(best.history) - 1
         if best.converged:
             text = (
-                f"Converged after {steps} steps: the last changed the log-likelihood by less than "
-                f"{self.tol:g} nats per row."
+                f"Converged after {steps} step{'s' if steps != 1 else ''}: the last changed the "
+                f"log-likelihood by less than {self.tol:g} nats per row."
             )
         else:
             text = (

@@ -274,3 +274,5 @@ def progress(
             bar.update(task, completed=number, figures=text)
 
         yield show
+        # a run that ended early is done, not stuck
+        bar.update(task, total=bar.tasks[0].completed)

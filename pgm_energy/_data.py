@@ -99,10 +99,12 @@ def _site_rows(
                     f"{array[(row, *column)]} at row {row}, column {_place(column)}; for grey "
                     "levels learn with intensities='mean' or 'sample', or threshold them"
                 )
+    hint = "drop those rows, or complete them first with impute"
     if not grey:
-        site.check(key, array, allow_nan=allow_missing)
+        site.check(key, array, allow_nan=allow_missing, nan_hint=hint)
     elif ((array < 0) | (array > 1)).any() or not (allow_missing or np.isfinite(array).all()):
-        site.check(key, np.where((array >= 0) & (array <= 1), 0.0, array), allow_nan=allow_missing)
+        inside = np.where((array >= 0) & (array <= 1), 0.0, array)
+        site.check(key, inside, allow_nan=allow_missing, nan_hint=hint)
     keep_float = grey or (array.dtype.kind == "f" and np.isnan(array).any())
     return array.astype(np.float32) if keep_float else array.astype(np.dtype(site.dtype))
 

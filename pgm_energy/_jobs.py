@@ -19,6 +19,7 @@ from pgm_energy.infer import BlockGibbs
 from pgm_energy.learning import EM, PCD
 from pgm_energy.models import RBM, BoltzmannMachine, GaussianMixture
 from pgm_energy.serialization import load
+from pgm_energy.sites import Real
 from pgm_energy.transforms import marginalize, relax
 
 __all__ = ["Data", "Kind", "Sizes", "learn", "make_folder", "read_data", "standard_samplers"]
@@ -76,6 +77,9 @@ def read_rows(path: Path | None, kind: Kind) -> tuple[np.ndarray, tuple[int, int
         digits = load_digits()
         return digits.images, digits.shape, "scikit-learn's digits, 8 x 8 pixels, binarized"
     table = np.asarray(load_table(path))
+    if kind == "gmm" and table.ndim == 2:  # before a folder is made for the results
+        hint = "drop those rows, or fill them in"
+        Real(table.shape[1]).check("x", table, nan_hint=hint)
     if table.ndim < 2 or len(table) < 2:
         raise ValueError(f"{path}: expected at least two rows of numbers, got shape {table.shape}")
     shape = (int(table.shape[1]), int(table.shape[2])) if table.ndim == 3 else None

@@ -121,6 +121,8 @@ def _coerce(owner: str, name: str, value: Any) -> Any:
                 f"{owner}.{name} must be an array (or a tree of arrays), got "
                 f"{type(x).__name__}; use pgm_energy.static() for what is not a parameter"
             )
+        if isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "OSUMm":
+            raise TypeError(f"{owner}.{name} must be real numbers, got dtype {x.dtype}")
         if jnp.issubdtype(jnp.result_type(x), jnp.floating):
             return jnp.asarray(x)
         if jnp.issubdtype(jnp.result_type(x), jnp.integer) or isinstance(x, bool | np.bool_):

@@ -71,6 +71,7 @@ def derive_natural_parameters(
     One gradient of the energy; real units cost one Hessian-vector product more, and where they
     are coupled one per unit.
     """
+    model.require_sites([name])
     site = model.sites[name]
     encoded = model.encode(values)
     current = encoded[name]

@@ -406,11 +406,13 @@ def as_index(site: Site, name: str, index: Any) -> np.ndarray:
         units = np.flatnonzero(units)
     if units.dtype.kind not in "iu" or units.ndim != 1 or units.size == 0:
         raise ValueError(
-            f"the units of a block are a non-empty list of integers, got {index!r} for {name!r}"
+            f"the units of a block are a non-empty list of integers, got {units!r} for {name!r}"
         )
     outside = units[(units < 0) | (units >= site.size)]
     if outside.size:
         raise ValueError(f"site {name!r} has units 0 to {site.size - 1}, got {int(outside[0])}")
-    if np.unique(units).size != units.size:
-        raise ValueError(f"a block of site {name!r} lists a unit twice: {index!r}")
+    unique, counts = np.unique(units, return_counts=True)
+    if unique.size != units.size:
+        twice = int(unique[np.argmax(counts > 1)])
+        raise ValueError(f"a block of site {name!r} lists unit {twice} more than once")
     return units.astype(np.int32)

@@ -111,6 +111,8 @@ def load(path: str | os.PathLike[str], cls: type[EnergyModel] | None = None) -> 
     (4, 4)
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a model file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")
     metadata, tensors = _read(path)

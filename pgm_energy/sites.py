@@ -166,7 +166,14 @@ class Site(ABC):
         eta = jnp.zeros(self.encoded_shape)
         return self.distribution(eta)
 
-    def check(self, name: str, values: Any, *, allow_nan: bool = False) -> None:
+    def check(
+        self,
+        name: str,
+        values: Any,
+        *,
+        allow_nan: bool = False,
+        nan_hint: str = "to leave units free, use condition",
+    ) -> None:
         """Refuse raw values outside the support, with their place. Tracers pass.
 
         Raises
@@ -193,7 +200,7 @@ class Site(ABC):
             f" at row {place[0]}, column {place[1]}" if len(place) == 2 else f" at index {place}"
         )
         where = where if place else ""
-        hint = "; to leave units free, use condition" if what == "NaN" else ""
+        hint = f"; {nan_hint}" if what == "NaN" else ""
         raise ValueError(
             f"site {name!r} is {self.family} and takes {self.support_text}, got {what}{where}"
             f"{f' (and {int(bad.sum()) - 1} more)' if bad.sum() > 1 else ''}{hint}"

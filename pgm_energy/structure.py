@@ -56,6 +56,8 @@ class Block:
     def __post_init__(self) -> None:
         if not isinstance(self.site, str):
             raise TypeError(f"a block starts with the name of a site, got {self.site!r}")
+        if self.index is not None and np.size(self.index) == 0:
+            raise ValueError(f"a block of site {self.site!r} needs at least one unit")
         if self.index is not None and not isinstance(self.index, StaticArray):
             object.__setattr__(self, "index", StaticArray(self.index))
 

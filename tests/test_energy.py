@@ -407,3 +407,17 @@ def test_jit_is_eager_and_vmap_is_a_loop(sizes, visible, seed):
     eager = model.natural_parameters("h", one).eta
     compiled = jax.jit(lambda m, v: m.natural_parameters("h", v).eta)(model, one)
     np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pgm.RBM(weights=jnp.ones((2, 2))),
+        pgm.BoltzmannMachine(weights=jnp.zeros((3, 3)), num_hidden=1),
+        pgm.marginalize(pgm.RBM(weights=jnp.ones((2, 2))), "h"),
+    ],
+    ids=["rbm", "machine", "derived"],
+)
+def test_natural_parameters_of_an_unknown_site(model):
+    with pytest.raises(ValueError, match="has no site 'zz'"):
+        model.natural_parameters("zz", {})

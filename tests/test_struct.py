@@ -234,3 +234,9 @@ def test_pickle_round_trip_keeps_a_model_usable():
     again = pickle.loads(pickle.dumps(rbm))
     np.testing.assert_array_equal(again.weights, rbm.weights)
     assert jax.tree.structure(again) == jax.tree.structure(rbm)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_text_is_no_parameter():
+    with pytest.raises(TypeError, match=r"RBM.weights must be real numbers, got dtype <U1"):
+        pgm.RBM(weights=np.array([["a"]]))

@@ -392,3 +392,11 @@ def test_too_large_to_find_out_warns_once_and_is_swept():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pgm.blocks(Long(coupling=2.0))
+
+
+def test_an_empty_block_and_a_unit_twice():
+    with pytest.raises(ValueError, match="'v' needs at least one unit"):
+        pgm.Block("v", [])
+    rbm = pgm.RBM(weights=jnp.ones((3, 2)))
+    with pytest.raises(ValueError, match="'v' lists unit 2 more than once"):
+        pgm.blocks(rbm, [pgm.Block("v", [0, 2, 2])])

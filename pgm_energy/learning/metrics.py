@@ -15,6 +15,7 @@ from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule, sum_out, sums_out
 from pgm_energy.learning.loop import Metrics, Rows
+from pgm_energy.natural import derive_natural_parameters
 from pgm_energy.pseudo_likelihood import pseudo_log_likelihood
 from pgm_energy.structure import Blocks
 
@@ -99,16 +100,20 @@ def _reconstruction_error(
     for name in model.data_sites:
         site = model.sites[name]
         coupled = any(step.coupled for step in schedule.steps if step.site == name)
-        if coupled:
-            continue
 
-        def one(values: Values, name: str = name, site: Any = site) -> jax.Array:
-            natural = model.natural_parameters(name, values)
+        def one(
+            values: Values, name: str = name, site: Any = site, coupled: bool = coupled
+        ) -> jax.Array:
+            natural = (
+                derive_natural_parameters(model, name, values, coupled=True)
+                if coupled
+                else model.natural_parameters(name, values)
+            )
             mean = site.mean(natural.eta, natural.precision)
             return jnp.mean((mean - site.encode(values[name])) ** 2)
 
         errors.append(jnp.mean(jax.vmap(one)(latents)))
-    return jnp.mean(jnp.stack(errors)) if errors else jnp.asarray(jnp.nan)
+    return jnp.mean(jnp.stack(errors))
 
 
 def explain(metrics: Metrics) -> str:

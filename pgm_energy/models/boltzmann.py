@@ -135,6 +135,7 @@ class BoltzmannMachine(EnergyModel):
         self, site: str, values: Values, index: jax.Array | None = None
     ) -> Natural:
         """Return the natural parameters of some units: their rows times the configuration."""
+        self.require_sites([site])
         x = jnp.concatenate(list(self.encode(values).values()))
         part = self._split(site)
         rows, bias = self.weights[part], self.bias[part]

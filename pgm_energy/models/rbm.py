@@ -168,6 +168,7 @@ class RBM(EnergyModel):
         The derivation needs the product too, but also the energy's own; see
         :meth:`EnergyModel.natural_parameters`.
         """
+        self.require_sites([site])
         sites = self.sites
         if site == "v":
             bias, precision = self.visible_bias, self.visible_precision

@@ -104,16 +104,20 @@ class Conditioned(EnergyModel):
         return site.cast(jnp.argmax(encoded, axis=-1) if site.event else encoded)
 
     def clamp(self, values: Values) -> dict[str, Any]:
-        values = dict(values)
+        full = {**values, **{name: self._raw_of(name, x) for name, x in self.given.items()}}
         for name, free in self.free.items():
             site = self.model.sites[name]
-            values[name] = site.cast(jnp.where(free > 0.5, values[name], self._raw(name)))
-        return values
+            full[name] = site.cast(jnp.where(free > 0.5, values[name], self._raw(name)))
+        # the model inside may hold units of its own
+        full = self.model.clamp(full)
+        return {name: full[name] for name in values}
 
     def free_units(self, site: str) -> np.ndarray | None:
+        inner = self.model.free_units(site)
         if site not in self.free:
-            return self.model.free_units(site)
-        return np.asarray(self.free[site]) > 0.5
+            return inner
+        own = np.asarray(self.free[site]) > 0.5
+        return own if inner is None else own & inner
 
     def interactions(self, site: str) -> np.ndarray | None:
         return self.model.interactions(site)
@@ -257,4 +261,32 @@ def condition(
         raise ValueError("nothing stays free: all sites are given; ask log_density for the value")
     if not values:
         return model
-    return Conditioned(model=model, given=given, partial=partial, free=masks)
+    out = Conditioned(model=model, given=given, partial=partial, free=masks)
+    if is_concrete(out):
+        _refuse_contradictions(out)
+    return out
+
+
+def _refuse_contradictions(conditioned: Conditioned) -> None:
+    """Refuse values for units that the model inside holds at other values."""
+    model = conditioned.model
+    blank = {n: jnp.full(s.shape, s.filler, s.dtype) for n, s in model.sites.items()}
+    held = model.clamp(blank)
+    for name in (*conditioned.given, *conditioned.partial):
+        inner = model.free_units(name)
+        if inner is None:
+            continue
+        encoded = conditioned.given.get(name, conditioned.partial.get(name))
+        assert encoded is not None
+        asked = np.asarray(conditioned._raw_of(name, encoded))
+        clamped = np.ones(inner.shape, bool)
+        if name in conditioned.free:
+            clamped = np.asarray(conditioned.free[name]) < 0.5
+        wrong = np.argwhere(clamped & ~inner & (asked != np.asarray(held[name])))
+        if len(wrong):
+            place = tuple(int(i) for i in wrong[0])
+            raise ValueError(
+                f"{model.title} holds unit {place} of site {name!r} at "
+                f"{np.asarray(held[name])[place]}, got {asked[place]}: condition the original "
+                "model to change it"
+            )

@@ -101,7 +101,8 @@ class Marginal(EnergyModel):
         def draw(key: jax.Array, values: Any) -> Any:
             natural = self._natural(self._inner_values(self.encode(values)))
             new = site.sample(key, natural.eta, natural.precision)
-            return {**values, self.site: site.cast(new)}
+            kept = {name: self.sites[name].cast(value) for name, value in values.items()}
+            return {**kept, self.site: site.cast(new)}
 
         first, second = jax.random.split(rng_key)
         name = next(iter(self.sites))

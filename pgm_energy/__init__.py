@@ -7,7 +7,13 @@ from pgm_energy._struct import replace, static, struct
 from pgm_energy.energy import EnergyModel
 from pgm_energy.evaluation import Evaluation, evaluate, log_likelihood
 from pgm_energy.exact_law import ExactResult, exact
-from pgm_energy.infer import BlockGibbs
+from pgm_energy.infer import (
+    BlockGibbs,
+    DiscreteLangevin,
+    GibbsWithGradients,
+    ParallelTempering,
+    SwendsenWang,
+)
 from pgm_energy.kernels.gibbs import GibbsInfo, gibbs_kernel
 from pgm_energy.learning import CD, EM, PCD
 from pgm_energy.models import (

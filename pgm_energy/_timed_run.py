@@ -22,7 +22,10 @@ from pgm_energy.energy import EnergyModel
 __all__ = ["TimedRun"]
 
 #: Statistics that are collected where a kernel's state has them, by NumPyro's names.
-_FIELDS = ("potential_energy", "energy", "num_steps", "accept_prob", "diverging")
+_FIELDS = (
+    *("potential_energy", "energy", "num_steps", "accept_prob", "diverging"),
+    *("betas", "swap_rate", "round_trips", "round_trip_time"),
+)
 #: Calls of one compiled function per sampler: progress is told, and Ctrl-C heard, in between.
 _NUM_CHUNKS = 20
 
@@ -141,7 +144,8 @@ def evaluations(kernel: Any, draws: int, fields: Mapping[str, Any]) -> dict[str,
         return {"evaluations": int(fields["num_steps"].sum()), "evaluation": "gradient"}
     sites = kernel.model.sites.values()
     if hasattr(kernel, "num_sweeps"):
-        return {"evaluations": draws * int(kernel.num_sweeps), "evaluation": "sweep"}
+        each = int(kernel.num_sweeps) * int(getattr(kernel, "num_replicas", 1))
+        return {"evaluations": draws * each, "evaluation": "sweep"}
     if type(kernel).__name__ == "DiscreteGibbs":  # every state of a unit but the present one
         each = sum(site.size * (len(site.states) - 1) for site in sites if site.is_discrete)
         return {"evaluations": draws * each, "evaluation": "energy"}

@@ -28,6 +28,8 @@ _RENAMED = {
     "adapt_state.step_size": "step_size",
     "energy": "hamiltonian",
 }
+#: Statistics with several numbers per draw, and the name of their dimension.
+_VECTORS = {"betas": "replica", "swap_rate": "neighbours"}
 #: Configurations evaluated at once when energies are asked for.
 _ENERGY_CHUNK = 4096
 
@@ -61,8 +63,9 @@ def to_datatree(
         ``sample_stats`` with ``lp`` (log-density of what was sampled, nats, unnormalised),
         ``energy`` (E of the posterior's sites, nats), ``flip_rate_<site>`` (share of a discrete
         site's units that differ from the previous draw) and what the kernel collected
-        (``diverging``, ``n_steps``, ``acceptance_rate``, ...); ``observed_data`` if sites were
-        observed; ``frozen`` with a mask per site of units that never moved, by chain.
+        (``diverging``, ``n_steps``, ``acceptance_rate``, ``round_trips``, ``swap_rate`` by pair of
+        neighbours, ...); ``observed_data`` if sites were observed; ``frozen`` with a mask per site
+        of units that never moved, by chain.
 
     Raises
     ------
@@ -165,10 +168,10 @@ def build_datatree(
 
 
 def _statistics(fields: Mapping[str, Any]) -> Samples:
-    """Statistics with one number per draw, under the names that ArviZ knows."""
+    """Statistics with a known shape per draw, under the names that ArviZ knows."""
     stats = {}
     for name, value in fields.items():
-        if hasattr(value, "shape") and len(value.shape) == 2:
+        if hasattr(value, "shape") and len(value.shape) == 2 + (name in _VECTORS):
             new = _RENAMED.get(name, name.replace(".", "_"))
             stats[new] = np.asarray(value)
     return stats
@@ -331,7 +334,10 @@ def _assemble(
     groups = {
         "posterior": _dataset(posterior),
         "sample_stats": _dataset(
-            {name: xr.Variable(("chain", "draw"), value) for name, value in stats.items()}
+            {
+                name: xr.Variable(("chain", "draw", _VECTORS.get(name, ""))[: value.ndim], value)
+                for name, value in stats.items()
+            }
         ),
         "frozen": _dataset(frozen),
     }

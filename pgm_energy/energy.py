@@ -118,6 +118,20 @@ class EnergyModel(ABC):
         """
         return None
 
+    def pair_couplings(self) -> tuple[np.ndarray, jax.Array] | None:
+        """Return the edges of a pairwise energy and their couplings, or None to have them derived.
+
+        Edges are an integer array ``(m, 2)`` of unit numbers, counted through all sites in
+        order. Couplings are the coefficients of -E: ``(m,)`` of products of two encoded units, or
+        ``(m, K, K)`` by the states of the two.
+
+        Notes
+        -----
+        Only asked for by what works on pairs (``SwendsenWang``); what it says is verified.
+        Needed of large models only: otherwise a Hessian of the energy tells.
+        """
+        return None
+
     def project(self) -> Self:
         """Return the nearest valid model. The identity unless a model has constraints."""
         return self

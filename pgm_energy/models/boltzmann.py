@@ -149,6 +149,11 @@ class BoltzmannMachine(EnergyModel):
         units = index + offset
         return self.weights[units[:, None], units]
 
+    def pair_couplings(self) -> tuple[np.ndarray, jax.Array]:
+        """Return all pairs of units, visible ones first, and their couplings."""
+        first, second = np.triu_indices(self.weights.shape[0], 1)
+        return np.stack([first, second], axis=1), self.weights[first, second]
+
     def project(self) -> Self:
         """Return the machine with a symmetric matrix and a zero diagonal."""
         return replace(self, weights=symmetrize(self.weights))

@@ -110,6 +110,11 @@ class PottsMachine(EnergyModel):
         """Return the couplings inside a block, ``(m, K, m, K)``: a slice."""
         return self.couplings[index[:, None], index].transpose(0, 2, 1, 3)
 
+    def pair_couplings(self) -> tuple[np.ndarray, jax.Array]:
+        """Return all pairs of units and their couplings by the states of the two."""
+        first, second = np.triu_indices(self.couplings.shape[0], 1)
+        return np.stack([first, second], axis=1), self.couplings[first, second]
+
     def project(self) -> Self:
         """Return the machine with symmetric couplings and none from a unit to itself."""
         even = 0.5 * (self.couplings + self.couplings.transpose(1, 0, 3, 2))

@@ -190,6 +190,10 @@ class SparseBoltzmannMachine(EnergyModel):
         """Return the colours if they are known, else the edges."""
         return self.edges.array if self.colours is None else self.colours.array
 
+    def pair_couplings(self) -> tuple[np.ndarray, jax.Array]:
+        """Return the edges and their couplings."""
+        return self.edges.array, self.values
+
     @classmethod
     def init(
         cls,

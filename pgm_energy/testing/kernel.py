@@ -53,13 +53,14 @@ def enumerate_states(model: EnergyModel) -> dict[str, np.ndarray]:
 
 
 def exact_transition_matrix(kernel: Any, model: EnergyModel) -> np.ndarray:
-    """Return the transition matrix of a kernel that knows its ``transition_log_prob``.
+    """Return the transition matrix of a kernel that knows its probabilities.
 
     Parameters
     ----------
     kernel
         With ``transition_log_prob(values, new_values, model)`` (nats), such as what
-        ``gibbs_kernel`` returns.
+        ``gibbs_kernel`` returns, or with ``jump_log_prob`` of the same arguments, of two
+        different configurations: what all jumps leave is the probability of staying.
     model
         A discrete model of at most 512 states.
 
@@ -72,7 +73,7 @@ def exact_transition_matrix(kernel: Any, model: EnergyModel) -> np.ndarray:
     Raises
     ------
     TypeError
-        If the kernel has no ``transition_log_prob``.
+        If the kernel has neither.
     ValueError
         If there are too many states.
 
@@ -87,10 +88,11 @@ def exact_transition_matrix(kernel: Any, model: EnergyModel) -> np.ndarray:
     >>> exact_transition_matrix(pgm.gibbs_kernel(pgm.blocks(model)), model).round(2)[0].tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    if not hasattr(kernel, "transition_log_prob"):
+    log_prob = _log_prob_of(kernel)
+    if log_prob is None:
         raise TypeError(
-            f"{type(kernel).__name__} has no transition_log_prob(values, new_values, model): its "
-            "transition matrix is not known; check_kernel tests it by its draws"
+            f"{type(kernel).__name__} has no transition_log_prob(values, new_values, model) and no "
+            "jump_log_prob: its transition matrix is not known; check_kernel tests it by its draws"
         )
     states = enumerate_states(model)
     count = len(next(iter(states.values())))
@@ -102,12 +104,20 @@ def exact_transition_matrix(kernel: Any, model: EnergyModel) -> np.ndarray:
     @jax.jit
     def matrix(model: EnergyModel, states: Raw) -> jax.Array:
         def row(values: Raw) -> jax.Array:
-            return jax.vmap(lambda new: kernel.transition_log_prob(values, new, model))(states)
+            return jax.vmap(lambda new: log_prob(values, new, model))(states)
 
         return jax.lax.map(row, states)
 
     with precision(True):
-        return np.exp(np.asarray(matrix(double(model), states)))
+        found = np.exp(np.asarray(matrix(double(model), states)))
+    if not hasattr(kernel, "transition_log_prob"):
+        np.fill_diagonal(found, 0.0)
+        np.fill_diagonal(found, 1.0 - found.sum(axis=1))
+    return found
+
+
+def _log_prob_of(kernel: Any) -> Any:
+    return getattr(kernel, "transition_log_prob", getattr(kernel, "jump_log_prob", None))
 
 
 # ---- kernels ------------------------------------------------------------------------------------
@@ -151,11 +161,13 @@ def check_kernel(
 
     Notes
     -----
-    A kernel with ``transition_log_prob`` is examined exactly on models of at most 512 states:
-    rows sum to 1 and pi T = pi to 1e-5 (a bias that is wrong by 0.01 is seen). Every kernel
-    also moves chains that start from the exact law, one step each, and Pearson's chi-square (SciPy)
-    compares the joint states with the law, cells of less than 5 expected draws pooled. With
-    real sites the moved draws are compared with fresh exact ones, real units cut at quantiles.
+    A kernel with ``transition_log_prob`` or ``jump_log_prob`` (see
+    :func:`exact_transition_matrix`) is examined exactly on models of at most 512 states: rows
+    sum to 1 without negative entries and pi T = pi to 1e-5 (a bias that is wrong by 0.01 is seen).
+    Every kernel also moves chains that start from the exact law, one step each, and Pearson's
+    chi-square (SciPy) compares the joint states with the law, cells of less than 5 expected draws
+    pooled. With real sites the moved draws are compared with fresh exact ones, real units cut at
+    quantiles.
     Invariance only: a kernel that never moves passes, its share of moved draws is reported.
 
     Examples
@@ -176,7 +188,7 @@ def check_kernel(
     exam = Exam(f"{owner} on {type(model).__name__}")
     law = exact(model)
     discrete = all(site.is_discrete for site in model.sites.values())
-    if hasattr(kernel, "transition_log_prob") and discrete:
+    if _log_prob_of(kernel) is not None and discrete:
         if law.num_states <= MAX_MATRIX_STATES:
             _check_matrix(exam, kernel, model, law.probabilities)
         else:
@@ -203,6 +215,11 @@ def _check_matrix(exam: Exam, kernel: Any, model: EnergyModel, law: np.ndarray) 
     matrix = exact_transition_matrix(kernel, model)
     rows = matrix.sum(axis=1)
     exam.close("rows of T sum to 1", rows, np.ones(len(rows)), 1.0, SINGLE, "a sum")
+    exam.require(
+        "T is not negative",
+        matrix.min() >= -SINGLE,
+        f"jumps from a state have total probability {1.0 - matrix.min():.9g}",
+    )
     after = law @ matrix
     worst = int(np.argmax(np.abs(after - law)))
     if np.abs(after - law).max() > SINGLE:

@@ -34,6 +34,19 @@ def _precision(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _release_executables() -> Iterator[None]:
+    """Forget a module's compiled functions, which later modules do not call.
+
+    Each keeps memory mapped, and a process may have 65,530 mappings on Linux: a worker that
+    keeps them all crashes towards the end of the suite.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng_key():
     """Return a typed key, the same for every test."""

@@ -19,9 +19,9 @@ FLOORS = [
     {"identity"},
     {"probe"},
     {"energy"},
-    {"_checks", "_data", "structure", "transforms"},
+    {"_checks", "_data", "structure", "transforms", "pairwise"},
     {"models", "kernels", "exact_law", "enumeration", "serialization"},
-    {"partition", "evaluation", "pseudo_likelihood", "learning"},
+    {"partition", "evaluation", "pseudo_likelihood", "learning", "fitted_base"},
     {"infer"},
     {"predict", "convergence", "diagnostics", "comparison", "plots", "report", "testing"}
     | {"_timed_run", "_verdicts"},

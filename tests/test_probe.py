@@ -212,7 +212,7 @@ def test_conditional_of_one_unit_of_a_coupled_site_is_exact():
     [
         ([4], "site 'x' has units 0 to 3, got 4"),
         ([-1], "site 'x' has units 0 to 3, got -1"),
-        ([1, 1], "lists a unit twice"),
+        ([1, 1], "lists unit 1 more than once"),
         ([[0, 1]], "non-empty list of integers"),
         (np.array([True, False]), r"must have its shape \(4,\), got \(2,\)"),
     ],
@@ -227,7 +227,7 @@ def test_bad_units_are_told(index, message):
 
 def test_an_empty_block_is_told():
     model = written(ENERGIES["pairs"][0], x=BINARY)
-    with pytest.raises((ValueError, TypeError), match="integers"):
+    with pytest.raises((ValueError, TypeError), match="needs at least one unit"):
         pgm.blocks(model, [pgm.Block("x", [])])
 
 

@@ -135,6 +135,7 @@ def test_code_of_the_documentation_runs(page, tmp_path, monkeypatch):
     names: dict[str, object] = {"__name__": page}
     for block in blocks_of(page):
         exec(compile(block, page, "exec"), names)
+    assert len(names) > 1
 
 
 def test_pages_with_code_are_found():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -111,8 +112,9 @@ class DiscreteLangevinState(NamedTuple):
 class _Informed(EnergyKernel):
     """What both samplers share: the gradient at the configuration is kept between steps."""
 
+    @abstractmethod
     def _kernel(self, names: tuple[str, ...], step_size: Any = None) -> InformedKernel:
-        raise NotImplementedError
+        """Return the pure kernel over some sites."""
 
     def _point(self, state: Any, fixed: Mapping[str, jax.Array]) -> Point:
         return Point(self._cast({**state.z, **fixed}), state.potential_energy, state.eta)

@@ -79,6 +79,9 @@ def residuals_of(
                 known = natural.rest - site.quadratic(t_start, natural.eta, precision)
             known_residual = jnp.abs(known - start) / scale
             residual = jnp.maximum(residual, jnp.where(jnp.all(mask), known_residual, 0.0))
+        if index is not None and kind == "joint" and model.evaluates_whole_site(name):
+            whole = select(model.natural_parameters(name, old).eta, site, index)
+            residual = jnp.maximum(residual, jnp.max(jnp.abs(whole - natural.eta)) / scale)
         return residual, start
 
     return jax.lax.map(one, (old, new, index, mask), batch_size=chunk)

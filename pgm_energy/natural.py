@@ -13,7 +13,7 @@ from pgm_energy.sites import Real, Site
 if TYPE_CHECKING:
     from pgm_energy.energy import EnergyModel
 
-__all__ = ["Natural", "derive_natural_parameters", "select"]
+__all__ = ["Natural", "derive_natural_parameters", "select", "select_rows", "select_square"]
 
 Values = Mapping[str, Any]
 
@@ -54,6 +54,36 @@ def select(array: jax.Array, site: Site, index: jax.Array | None) -> jax.Array:
     if index is None:
         return array
     return array.reshape((site.size, *array.shape[len(site.shape) :]))[index]
+
+
+def select_rows(matrix: jax.Array, index: jax.Array) -> jax.Array:
+    """Return ``matrix[index]``, as a slice where the units are consecutive.
+
+    Notes
+    -----
+    A panel of a sequential sweep is consecutive. On a CPU gathering its rows costs as much as the
+    product they are for; a slice costs a quarter of it.
+    """
+    first, width = index[0], index.shape[0]
+    return jax.lax.cond(
+        _are_consecutive(index),
+        lambda: jax.lax.dynamic_slice_in_dim(matrix, first, width),
+        lambda: matrix[index],
+    )
+
+
+def select_square(matrix: jax.Array, index: jax.Array) -> jax.Array:
+    """Return ``matrix[index][:, index]``, as a slice where the units are consecutive."""
+    first, width = index[0], index.shape[0]
+    return jax.lax.cond(
+        _are_consecutive(index),
+        lambda: jax.lax.dynamic_slice(matrix, (first, first), (width, width)),
+        lambda: matrix[index[:, None], index],
+    )
+
+
+def _are_consecutive(index: jax.Array) -> jax.Array:
+    return jnp.all(index == index[0] + jnp.arange(len(index), dtype=index.dtype))
 
 
 def derive_natural_parameters(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -90,6 +91,11 @@ class Step:
     def num_rows(self) -> int:
         """How many rows are updated one after another."""
         return 1 if self.index is None else len(self.index)
+
+    @functools.cached_property
+    def contiguous(self) -> bool:
+        """Whether every row is a range of units, written as a slice."""
+        return self.index is not None and bool((np.diff(self.index.array, axis=1) == 1).all())
 
     def units(self, site: Site) -> np.ndarray:
         """Return the flat units that the step updates."""
@@ -380,9 +386,12 @@ def _real_step(model: EnergyModel, exam: Probe, name: str, site: Real) -> Step:
 
 
 def _panels(size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of consecutive units of nearly equal width, padded with their first unit."""
+    """Rows of consecutive units; the last row is padded in front, with units already drawn."""
     num_rows = math.ceil(size / width)
-    return _padded(np.array_split(np.arange(size), num_rows))
+    width = math.ceil(size / num_rows)
+    starts = np.minimum(np.arange(num_rows) * width, size - width)
+    index = starts[:, None] + np.arange(width)
+    return index.astype(np.int32), index >= np.arange(num_rows)[:, None] * width
 
 
 def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

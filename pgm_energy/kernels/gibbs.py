@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from pgm_energy import _random
+from pgm_energy._batching import scan_units, with_chains_last
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, derive_natural_parameters, select
@@ -16,6 +20,9 @@ from pgm_energy.sites import Site
 from pgm_energy.structure import Block, Blocks, Step, blocks, verify
 
 __all__ = ["GibbsInfo", "GibbsKernel", "gibbs_kernel", "random_configuration"]
+
+#: Colours up to which a site whose natural parameters come all at once is drawn whole for each.
+WHOLE_SITE_ROWS = 3
 
 
 class GibbsInfo(NamedTuple):
@@ -31,40 +38,6 @@ class GibbsInfo(NamedTuple):
 
     energy: jax.Array
     flip_rate: dict[str, jax.Array]
-
-
-class _Draw:
-    """How a block gets its new values: at random, or towards a target with its log-probability.
-
-    The second way is the exam's: with every unit visited once per sweep, the log-probability of
-    the path is the log of the transition matrix of the very code that samples.
-    """
-
-    def __init__(self, target: Values | None) -> None:
-        self.target = target
-
-    def units(
-        self, step_site: str, site: Site, rng_key: Any, natural: Natural, position: Any
-    ) -> jax.Array:
-        """Return new raw values of a block; ``position`` selects it in the target."""
-        if self.target is None:
-            return site.sample(rng_key, natural.eta, natural.precision)
-        return select(self.target[step_site], site, position)
-
-    def log_prob(self, site: Site, block: Any, natural: Natural, mask: Any = None) -> jax.Array:
-        """Return the log-probability (nats) of a prescribed block; 0 when sampling."""
-        if self.target is None:
-            return jnp.zeros(())
-        if mask is None:
-            return site.log_prob(block, natural.eta, natural.precision)
-        encoded = site.encode(block)
-        precision = natural.precision
-        if precision is not None:
-            inner = natural.eta * encoded - 0.5 * precision * encoded**2
-        else:
-            inner = natural.eta * encoded
-        inner = inner.sum(axis=tuple(range(1, inner.ndim)))
-        return jnp.sum(jnp.where(mask, inner - site.log_normalizer(natural.eta, precision), 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +79,7 @@ class GibbsKernel:
         model
             The energy model; new parameters of the same shapes do not recompile.
         """
-        new, natural, _ = self._sweep(rng_key, values, model, _Draw(None))
+        new, natural, _ = self._sweep(rng_key, values, model, None)
         return new, self._info(values, new, model, natural)
 
     def transition_log_prob(
@@ -120,7 +93,7 @@ class GibbsKernel:
         """
         steps = self.schedule(model)
         updated = {step.site for step in steps.steps}
-        _, _, log_prob = self._sweep(None, values, model, _Draw(new_values))
+        _, _, log_prob = self._sweep(None, values, model, new_values)
         same = [
             jnp.all(jnp.asarray(values[name]) == jnp.asarray(new_values[name]))
             for name in model.sites
@@ -129,30 +102,37 @@ class GibbsKernel:
         return jnp.where(jnp.all(jnp.asarray(same)), log_prob, -jnp.inf) if same else log_prob
 
     def _sweep(
-        self, rng_key: Key | None, values: Values, model: EnergyModel, draw: _Draw
+        self, rng_key: Key | None, values: Values, model: EnergyModel, target: Values | None
     ) -> tuple[dict[str, jax.Array], tuple[Step, Natural] | None, jax.Array]:
+        """One sweep at random, or (the exam's) towards a target with its log-probability.
+
+        With every unit visited once, the log-probability of the path is the log of the transition
+        matrix of the very code that samples.
+        """
         steps = self.schedule(model).steps
         sites = model.sites
         values = {name: site.cast(values[name]) for name, site in sites.items()}
         keys: Any = [None] * len(steps)
         if rng_key is not None:
-            keys = jax.random.split(rng_key, len(steps))
+            keys = _random.split(rng_key, len(steps))
         log_prob = jnp.zeros(())
         last: tuple[Step, Natural] | None = None
         for step, key in zip(steps, keys, strict=True):
             last = None
             site = sites[step.site]
+            aim = None if target is None else site.cast(target[step.site])
             if step.kind == "difference":
-                new, more = _difference(step, site, key, values, model, draw)
+                new, more = _difference(step, site, key, values, model, aim)
             elif step.index is None:
                 natural = _natural(step, values, model, None)
-                new = draw.units(step.site, site, key, natural, None)
-                more = draw.log_prob(site, new, natural)
+                new, more = _draw(site, key, natural, aim)
                 last = (step, natural)
+            elif _evaluates_whole_site(step, model):
+                new, more = _colours(step, site, key, values, model, aim)
             else:
-                new, more = _rows(step, site, key, values, model, draw)
+                new, more = _rows(step, site, key, values, model, aim)
             values = {**values, step.site: site.cast(new)}
-            log_prob = log_prob + more
+            log_prob = log_prob + jnp.sum(more)
         return model.clamp(values), last, log_prob
 
     def _info(
@@ -225,95 +205,211 @@ def _natural(step: Step, values: Values, model: EnergyModel, index: Any) -> Natu
     return model.natural_parameters(step.site, values, index)
 
 
+def _draw(
+    site: Site, rng_key: Any, natural: Natural, aim: Any, mask: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """New raw values of a block and their log-probability (nats; 0 where none was prescribed)."""
+    if aim is None:
+        return site.sample(rng_key, natural.eta, natural.precision), jnp.zeros(())
+    if mask is None:
+        return aim, site.log_prob(aim, natural.eta, natural.precision)
+    encoded = site.encode(aim)
+    inner = natural.eta * encoded
+    if natural.precision is not None:
+        inner = inner - 0.5 * natural.precision * encoded**2
+    inner = inner.sum(axis=tuple(range(mask.ndim, inner.ndim)))
+    inner = inner - site.log_normalizer(natural.eta, natural.precision)
+    return aim, jnp.sum(jnp.where(mask, inner, 0.0))
+
+
+def _row_keys(rng_key: Any, step: Step) -> Any:
+    return None if rng_key is None else _random.split(rng_key, step.num_rows)
+
+
+def _evaluates_whole_site(step: Step, model: EnergyModel) -> bool:
+    return (
+        step.kind == "joint"
+        and not step.coupled
+        and step.num_rows <= WHOLE_SITE_ROWS
+        and model.evaluates_whole_site(step.site)
+    )
+
+
+def _colours(
+    step: Step, site: Site, rng_key: Any, values: Values, model: EnergyModel, aim: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Draw the whole site for every colour and keep the colour: no gather and no scatter."""
+    assert step.index is not None
+    assert step.mask is not None
+    member = np.zeros((step.num_rows, site.size), dtype=bool)
+    for row, units, valid in zip(member, step.index.array, step.mask.array, strict=True):
+        row[units[valid]] = True
+
+    def colour(block: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        mask, key = x
+        natural = _natural(step, {**values, step.site: block}, model, None)
+        new, log_prob = _draw(site, key, natural, aim, mask)
+        return jnp.where(mask, site.cast(new), block), log_prob
+
+    xs = (jnp.asarray(member.reshape(-1, *site.shape)), _row_keys(rng_key, step))
+    return jax.lax.scan(colour, values[step.site], xs)
+
+
 def _rows(
-    step: Step, site: Site, rng_key: Any, values: dict[str, Any], model: EnergyModel, draw: _Draw
+    step: Step, site: Site, rng_key: Any, values: Values, model: EnergyModel, aim: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Scan over rows of units: colours, or panels of coupled units."""
     assert step.index is not None
     assert step.mask is not None
-    index, mask = jnp.asarray(step.index.array), jnp.asarray(step.mask.array)
-    keys = None if rng_key is None else jax.random.split(rng_key, step.num_rows)
+    width = step.index.shape[1]
+    in_turn = step.kind == "sequential" and width > 1
+    padded = not step.mask.array.all()
 
-    def row(flat: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array]:
-        units, valid, key = xs
-        current = {**values, step.site: flat.reshape(site.shape)}
-        natural = _natural(step, current, model, units)
-        if step.kind == "joint" or units.shape[0] == 1:
-            new = draw.units(step.site, site, key, natural, units)
-            log_prob = draw.log_prob(site, new, natural, None if step.coupled else valid)
-        else:
+    def row(constants: Any, flat: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        values, model, aim = constants
+        units, valid, key = x
+        current = (
+            site.from_encoded(flat.reshape(site.encoded_shape))
+            if in_turn
+            else flat.reshape(site.shape)
+        )
+        natural = _natural(step, {**values, step.site: current}, model, units)
+        own_aim = None if aim is None else select(aim, site, units)
+        if in_turn:
             couplings = model.block_couplings(step.site, units)
-            new, log_prob = _in_turn(
-                step.site, site, key, flat[units], natural, couplings, units, valid, draw
-            )
+            block = _read(flat, units[0], width)
+            new, log_prob = _in_turn(site, key, block, natural.eta, couplings, valid, own_aim)
+        else:
+            mask = None if step.coupled else valid
+            new, log_prob = _draw(site, key, natural, own_aim, mask)
+            new = site.cast(new)
+            if step.contiguous and padded:
+                new = jnp.where(valid, new, _read(flat, units[0], width))
+        if step.contiguous:
+            return _write(flat, new, units[0]), log_prob
         # a padded place repeats a unit of its row: it is dropped, not written
-        position = jnp.where(valid, units, site.size)
-        return flat.at[position].set(new.astype(flat.dtype), mode="drop"), log_prob
+        position = units if valid is None else jnp.where(valid, units, site.size)
+        # decided in a vectorised pass of their own, not one by one as the scatter asks for them
+        new = jax.lax.optimization_barrier(new)
+        return _scatter(flat, new, position), log_prob
 
-    flat, log_probs = jax.lax.scan(row, values[step.site].reshape(-1), (index, mask, keys))
-    return flat.reshape(site.shape), jnp.sum(log_probs)
+    xs = (
+        jnp.asarray(step.index.array),
+        jnp.asarray(step.mask.array) if padded else None,
+        _row_keys(rng_key, step),
+    )
+    # a sequential sweep carries the encoding: the product of every panel needs all of it
+    start = site.encode(values[step.site]) if in_turn else values[step.site]
+    start = start.reshape((site.size, *(site.event if in_turn else ())))
+    flat, log_probs = scan_units(row, (values, model, aim), start, xs)
+    new = (jnp.argmax(flat, axis=-1) if site.event else flat) if in_turn else flat
+    return new.reshape(site.shape), log_probs
+
+
+def _read(flat: jax.Array, start: jax.Array, width: int) -> jax.Array:
+    """Return ``width`` consecutive units."""
+    return with_chains_last(
+        lambda flat, start: jax.lax.dynamic_slice_in_dim(flat, start, width), fixed=(1,)
+    )(flat, start)
+
+
+def _write(flat: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
+    """Return ``flat`` with consecutive units replaced."""
+    return with_chains_last(
+        lambda flat, block, start: jax.lax.dynamic_update_slice_in_dim(flat, block, start, 0),
+        fixed=(2,),
+    )(flat, block, start)
+
+
+def _scatter(flat: jax.Array, block: jax.Array, position: jax.Array) -> jax.Array:
+    """Return ``flat`` with some units replaced; positions outside are dropped."""
+    return with_chains_last(
+        lambda flat, block, position: flat.at[position].set(block, mode="drop"), fixed=(2,)
+    )(flat, block, position)
 
 
 def _in_turn(
-    name: str,
     site: Site,
     rng_key: Any,
     block: jax.Array,
-    natural: Natural,
+    eta: jax.Array,
     couplings: jax.Array,
-    units: jax.Array,
-    valid: jax.Array,
-    draw: _Draw,
+    valid: Any,
+    aim: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Draw the coupled units of a panel one after another, keeping their fields up to date."""
-    width = block.shape[0]
-    noise = None if rng_key is None else site.noise(rng_key, natural.eta.shape)
+    """Draw the coupled units of a panel one after another, keeping their fields up to date.
 
-    def unit(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
-        eta, block = carry
-        i, own_noise = xs
-        if draw.target is None:
-            new, log_prob = site.decide(own_noise, eta[i]), jnp.zeros(())
+    ``block`` holds encoded values, and so does what is returned.
+    """
+    noise = None if rng_key is None else site.noise(rng_key, eta.shape)
+    aim = None if aim is None else site.encode(aim)
+    args = (block, eta, couplings, noise, valid, aim)
+    if aim is None and not site.event:
+        turns = with_chains_last(functools.partial(_scalar_turns, site), fixed=(2, 4))
+        return turns(*args[:5]), jnp.zeros(())
+
+    def unit(_: Any, eta: jax.Array, x: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        i, old, couplings, own_noise, valid, aim = x
+        if aim is None:
+            new, log_prob = site.encode(site.decide(own_noise, eta[i])), jnp.zeros(())
         else:
-            new = select(draw.target[name], site, units[i])
-            log_prob = draw.log_prob(site, new[None], Natural(eta[i][None]), valid[i][None])
-        new = jnp.where(valid[i], new.astype(block.dtype), block[i])
-        moved = site.encode(new) - site.encode(block[i])
-        shift = couplings[:, i] * moved if moved.ndim == 0 else couplings[:, :, i] @ moved
-        return (eta + shift, block.at[i].set(new)), log_prob
+            log_prob = jnp.sum(eta[i] * aim) - site.log_normalizer(eta[i])
+            new = aim
+        if valid is not None:
+            new, log_prob = jnp.where(valid, new, old), jnp.where(valid, log_prob, 0.0)
+        shift = jnp.tensordot(new - old, couplings, axes=(new.ndim > 0 and (0, 0)) or 0)
+        return eta + shift, (new, log_prob)
 
-    (_, block), log_probs = jax.lax.scan(unit, (natural.eta, block), (jnp.arange(width), noise))
+    # the matrix is symmetric: its rows are the couplings of a unit with all of the panel
+    xs = (jnp.arange(len(block)), block, couplings, noise, valid, aim)
+    _, (block, log_probs) = scan_units(unit, None, eta, xs)
     return block, jnp.sum(log_probs)
 
 
+def _scalar_turns(
+    site: Site, block: jax.Array, eta: jax.Array, couplings: jax.Array, noise: Any, valid: Any
+) -> jax.Array:
+    """The same for units encoded as one number, chains on trailing axes."""
+    chains = jnp.broadcast_shapes(block.shape[1:], eta.shape[1:], noise.shape[1:])
+    couplings = couplings.reshape(couplings.shape + (1,) * len(chains))
+
+    def unit(eta: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        i, old, couplings, own_noise, valid = x
+        new = site.encode(site.decide(own_noise, eta[i]))
+        if valid is not None:
+            new = jnp.where(valid, new, old)
+        return eta + couplings * (new - old), new
+
+    xs = (jnp.arange(len(block)), block, couplings, noise, valid)
+    return jax.lax.scan(unit, jnp.broadcast_to(eta, (len(block), *chains)), xs)[1]
+
+
 def _difference(
-    step: Step, site: Site, rng_key: Any, values: dict[str, Any], model: EnergyModel, draw: _Draw
+    step: Step, site: Site, rng_key: Any, values: Values, model: EnergyModel, aim: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Draw each unit from the energies of its states: exact for any discrete energy, slow."""
-    states = jnp.asarray(site.states)
-    keys = None if rng_key is None else jax.random.split(rng_key, site.size)
-    target = None if draw.target is None else jnp.asarray(draw.target[step.site]).reshape(-1)
+    states = site.states
+    noise = None if rng_key is None else _random.gumbel(rng_key, (site.size, len(states)))
 
-    def unit(flat: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array]:
-        i, key = xs
+    def unit(constants: Any, flat: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        values, model = constants
+        i, own_noise, aim = x
 
         def energy(state: jax.Array) -> jax.Array:
-            trial = flat.at[i].set(state.astype(flat.dtype)).reshape(site.shape)
+            trial = flat.at[i].set(site.cast(state)).reshape(site.shape)
             return model.energy(**model.encode({**values, step.site: trial}))
 
         logits = -jax.vmap(energy)(states)
-        if target is None:
-            choice = jax.random.categorical(key, logits)
-            log_prob = jnp.zeros(())
+        if aim is None:
+            choice, log_prob = jnp.argmax(logits + own_noise), jnp.zeros(())
         else:
-            choice = jnp.argmax(states == target[i])
+            choice = jnp.argmax(states == aim)
             log_prob = jax.nn.log_softmax(logits)[choice]
-        return flat.at[i].set(states[choice].astype(flat.dtype)), log_prob
+        return flat.at[i].set(site.cast(jnp.asarray(states)[choice])), log_prob
 
-    flat, log_probs = jax.lax.scan(
-        unit, values[step.site].reshape(-1), (jnp.arange(site.size), keys)
-    )
-    return flat.reshape(site.shape), jnp.sum(log_probs)
+    xs = (jnp.arange(site.size), noise, None if aim is None else aim.reshape(-1))
+    flat, log_probs = scan_units(unit, (values, model), values[step.site].reshape(-1), xs)
+    return flat.reshape(site.shape), log_probs
 
 
 def random_configuration(rng_key: Key, model: EnergyModel) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy.models.grid import grid_axes, grid_colours, grid_edges
 from pgm_energy.models.sparse import SparseBoltzmannMachine
 from pgm_energy.sites import Spin
 
@@ -81,7 +82,8 @@ def ising_lattice(
                 f"{'a unit to itself' if side == 1 else 'each pair twice'}; use sides of 3 or "
                 "more, or periodic=False (one value per axis is possible)"
             )
-    edges, axes, colours = _lattice_graph(tuple(int(n) for n in sides), joined)
+    sides = tuple(int(n) for n in sides)
+    periods = tuple(bool(p) for p in joined)
     kind = jnp.result_type(float)
     strength = jnp.asarray(coupling, dtype=kind)
     if strength.shape not in {(), (len(sides),)}:
@@ -95,34 +97,11 @@ def ising_lattice(
             f"field must be one number or have the lattice's shape {sides}, got {bias.shape}"
         )
     return SparseBoltzmannMachine(
-        values=jnp.broadcast_to(strength, (len(sides),))[axes],
+        values=jnp.broadcast_to(strength, (len(sides),))[grid_axes(sides, periods)],
         bias=jnp.broadcast_to(bias, sides),
-        edges=edges,
-        colours=colours,
+        edges=grid_edges(sides, periods),
+        colours=grid_colours(sides, periods),
+        periodic=periods,
         dims=_LATTICE_DIMS.get(len(sides), ()),
         unit=Spin,
     )
-
-
-def _lattice_graph(
-    sides: tuple[int, ...], joined: tuple[bool, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Edges, the axis of each, and proper colours: 2, or 3 where a periodic side is odd.
-
-    The sum of proper colours along the axes, modulo their number, is proper again.
-    """
-    units = np.arange(np.prod(sides), dtype=np.int32).reshape(sides)
-    odd = any(loop and side % 2 for side, loop in zip(sides, joined, strict=True))
-    colours = np.zeros(sides, dtype=np.int32)
-    edges, axes = [], []
-    for axis, (side, loop) in enumerate(zip(sides, joined, strict=True)):
-        after = np.roll(units, -1, axis=axis)
-        keep = slice(None) if loop else slice(0, side - 1)
-        here = (slice(None),) * axis + (keep,)
-        edges.append(np.stack([units[here].ravel(), after[here].ravel()], axis=1))
-        axes.append(np.full(len(edges[-1]), axis, dtype=np.int32))
-        own = np.arange(side, dtype=np.int32) % 2
-        if loop and side % 2:
-            own[-1] = 2
-        colours += own.reshape((-1,) + (1,) * (len(sides) - axis - 1))
-    return np.concatenate(edges), np.concatenate(axes), colours.ravel() % (3 if odd else 2)

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy._batching import with_chains_last
 from pgm_energy._struct import Key, Parameter, StaticArray, static, struct
 from pgm_energy.energy import EnergyModel
+from pgm_energy.models.grid import grid_edges, grid_fields
 from pgm_energy.natural import Natural, Values
 from pgm_energy.sites import Binary, Site, Spin
 
@@ -36,6 +38,9 @@ class SparseBoltzmannMachine(EnergyModel):
         ``(m, 2)``, the pairs of flat unit numbers that are coupled (structure: fixed).
     colours
         ``(n,)``, labels that differ along every edge, or None to have them found.
+    periodic
+        For a lattice, whose edges come axis by axis: whether opposite sides are joined, by axis.
+        None for any other graph.
     dims
         Names of the dimensions of the site.
     unit
@@ -65,6 +70,7 @@ class SparseBoltzmannMachine(EnergyModel):
     bias: Parameter
     edges: Any = static()
     colours: Any = static(default=None)
+    periodic: tuple[bool, ...] | None = static(default=None)
     dims: tuple[str, ...] = static(default=())
     unit: Any = static(default=Binary)
 
@@ -86,6 +92,8 @@ class SparseBoltzmannMachine(EnergyModel):
                 colours = StaticArray(np.asarray(colours))
                 object.__setattr__(self, "colours", colours)
             _check_colours(self.edges, colours, self.bias.size)
+        if self.periodic is not None:
+            _check_grid(self.edges, self.bias.shape, self.periodic)
         if self.values.shape != (len(self.edges),):
             raise ValueError(
                 f"values must have one coupling per edge, shape ({len(self.edges)},), "
@@ -159,22 +167,25 @@ class SparseBoltzmannMachine(EnergyModel):
         Cost: the number of units times the largest degree, where the derivation pays for all
         edges.
         """
-        flat = self.sites[site].encode(values[site]).reshape(-1)
+        family = self.sites[site]
+        if index is None and self.periodic is not None:
+            raw = jnp.asarray(values[site])
+            return Natural(self.bias + grid_fields(family, raw, self.values, self.periodic))
         bias = self.bias.reshape(-1)
+        flat = jnp.asarray(values[site]).reshape(-1)
         table = self.neighbours
         if table is None:
+            flat = family.encode(flat)
             first, second = self.edges.array.T
             fields = bias.at[first].add(self.values * flat[second])
             fields = fields.at[second].add(self.values * flat[first])
             return Natural(fields.reshape(self.bias.shape) if index is None else fields[index])
         around, edges = (jnp.asarray(part) for part in table)
         if index is not None:
-            around, edges = around[index], edges[index]
+            around, edges, bias = around[index], edges[index], bias[index]
         weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
-        eta = jnp.sum(weights * flat[around], axis=-1)
-        if index is not None:
-            return Natural(bias[index] + eta)
-        return Natural(self.bias + eta.reshape(self.bias.shape))
+        eta = _neighbour_fields(family, flat, bias, weights, around)
+        return Natural(eta if index is not None else eta.reshape(self.bias.shape))
 
     def block_couplings(self, site: str, index: jax.Array) -> jax.Array:
         """Return the couplings inside a block, looked up among the units' neighbours."""
@@ -185,6 +196,10 @@ class SparseBoltzmannMachine(EnergyModel):
         weights = self.values.at[edges].get(mode="fill", fill_value=0.0)
         same = around[:, :, None] == index
         return jnp.sum(jnp.where(same, weights[:, :, None], 0.0), axis=1)
+
+    def evaluates_whole_site(self, site: str) -> bool:
+        """Return True for a lattice."""
+        return self.periodic is not None
 
     def interactions(self, site: str) -> np.ndarray:
         """Return the colours if they are known, else the edges."""
@@ -242,6 +257,27 @@ class SparseBoltzmannMachine(EnergyModel):
         )
 
 
+def _neighbour_fields(
+    family: Site, flat: jax.Array, bias: jax.Array, weights: jax.Array, around: jax.Array
+) -> jax.Array:
+    """Bias plus the weighted sum over neighbours ``(units, degree)``, chains on trailing axes."""
+
+    def fields(
+        flat: jax.Array, bias: jax.Array, weights: jax.Array, around: jax.Array
+    ) -> jax.Array:
+        # the block's rows of the tables are made once, not looked up again for every chain
+        bias, weights, around = jax.lax.optimization_barrier((bias, weights, around))
+        eta = bias
+        for slot in range(around.shape[1]):  # one gather after another: XLA fuses them all
+            eta = eta + weights[:, slot] * family.encode(
+                flat.at[around[:, slot]].get(mode="promise_in_bounds")
+            )
+        # nor fused with the drawing of random numbers, which is vectorised and this is not
+        return jax.lax.optimization_barrier(eta)
+
+    return with_chains_last(fields, fixed=(3,))(flat, bias, weights, around)
+
+
 def _check_edges(edges: Any, num_units: int) -> np.ndarray:
     """Return edges as a checked integer array ``(m, 2)``."""
     pairs = np.asarray(edges.array if isinstance(edges, StaticArray) else edges)
@@ -290,6 +326,15 @@ def _check_colours(edges: StaticArray, colours: StaticArray, num_units: int) -> 
     if len(same):
         i, j = (int(k) for k in edges.array[same[0]])
         raise ValueError(f"units {i} and {j} are coupled and have the same colour")
+
+
+@functools.lru_cache(maxsize=32)
+def _check_grid(edges: StaticArray, sides: tuple[int, ...], periodic: tuple[bool, ...]) -> None:
+    if len(periodic) != len(sides) or not np.array_equal(edges.array, grid_edges(sides, periodic)):
+        raise ValueError(
+            f"periodic={periodic} tells that the edges are those of a lattice of shape {sides}, "
+            "axis by axis, and they are not: make lattices with ising_lattice, or leave it out"
+        )
 
 
 @functools.lru_cache(maxsize=32)

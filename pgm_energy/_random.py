@@ -23,7 +23,7 @@ import numpy as np
 
 from pgm_energy._struct import Key
 
-__all__ = ["bits", "gumbel", "logistic", "normal", "split"]
+__all__ = ["bits", "decide", "gumbel", "normal", "split", "uniform"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -58,42 +58,45 @@ def split(rng_key: Key, num: int) -> jax.Array:
     return jax.random.wrap_key_data(words, impl="threefry2x32") if is_typed else words
 
 
-def logistic(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Return standard logistic noise, the logit of a uniform number.
+def uniform(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Return uniform numbers, positive, multiples of 2^-32 near 0 (2^-24 near 1)."""
+    if jax.config.jax_enable_x64:
+        return jax.random.uniform(rng_key, shape, jnp.float64) + 2.0**-54
+    # through a signed integer, which every CPU converts to floating point at once
+    words = (bits(rng_key, shape) >> 1).astype(jnp.int32)
+    return (words.astype(jnp.float32) + 0.5) * np.float32(2.0**-31)
+
+
+def decide(uniform: jax.Array, logit: jax.Array) -> jax.Array:
+    """Return True with probability ``sigmoid(logit)``, as a function of uniform numbers.
 
     Notes
     -----
-    In single precision one word gives a sign and 31 bits of the smaller tail, so that both tails
-    are resolved down to a probability of 2^-33; the noise is finite, below 23 in absolute value:
-    a pinned unit never moves.
+    The number is held against the *smaller* of the two probabilities, ``a / (1 + a)`` with
+    ``a = exp(-|logit|)``, so that rare events on either side come at their rate down to 2^-32,
+    where comparing with ``sigmoid(logit)`` stops at 2^-24 above 1/2. A logit of +-1000 never
+    goes the other way.
     """
-    if jax.config.jax_enable_x64:
-        uniform = jax.random.uniform(rng_key, shape, jnp.float64) + 2.0**-54
-        return jnp.log(uniform / (1.0 - uniform))
-    words = bits(rng_key, shape)
-    tail = ((words >> 1).astype(jnp.float32) + 0.5) * np.float32(2.0**-32)
-    size = jnp.log(tail / (1.0 - tail))
-    return jnp.where(words & 1, size, -size)
+    smaller = jnp.exp(-jnp.abs(logit))
+    return (uniform + uniform * smaller < smaller) ^ (logit > 0)
 
 
 def gumbel(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Return standard Gumbel noise, finite; its upper tail is resolved to 2^-33."""
+    """Return standard Gumbel noise, finite; its upper tail is resolved to 2^-32."""
     if jax.config.jax_enable_x64:
         return jax.random.gumbel(rng_key, shape, jnp.float64)
-    words = bits(rng_key, shape)
-    uniform = (words.astype(jnp.float32) + 0.5) * np.float32(2.0**-32)
-    uniform = jnp.minimum(uniform, np.float32(1.0 - 2.0**-24))  # rounds to 1 at the top
-    return -jnp.log(-jnp.log1p(-uniform))
+    # rounds to 1 at the top
+    below = jnp.minimum(uniform(rng_key, shape), np.float32(1.0 - 2.0**-24))
+    return -jnp.log(-jnp.log1p(-below))
 
 
 def normal(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Return standard normal noise."""
     if jax.config.jax_enable_x64:
         return jax.random.normal(rng_key, shape, jnp.float64)
-    words = bits(rng_key, shape)
-    uniform = (words.astype(jnp.float32) + 0.5) * np.float32(2.0**-31) - 1.0
+    centred = 2.0 * uniform(rng_key, shape) - 1.0
     edge = np.float32(1.0 - 2.0**-24)
-    return np.float32(math.sqrt(2.0)) * jax.lax.erf_inv(jnp.clip(uniform, -edge, edge))
+    return np.float32(math.sqrt(2.0)) * jax.lax.erf_inv(jnp.clip(centred, -edge, edge))
 
 
 def _typed(rng_key: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One-liners on the pure kernels: draw, summarise latent sites, reconstruct, impute."""
+"""Draws of a model in one line."""
 
 from __future__ import annotations
 
@@ -10,30 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy._chain_run import (
+    Chains,
+    Chunk,
+    Watch,
+    advance_chains,
+    begin,
+    checked_kernel,
+    first_invalid,
+)
 from pgm_energy._checks import require_count, require_key
-from pgm_energy._data import as_rows
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
-from pgm_energy.natural import derive_natural_parameters
-from pgm_energy.probe import probe, require_block
-from pgm_energy.structure import Blocks, blocks
-from pgm_energy.transforms import condition
+from pgm_energy.transforms._base import require_model
 
-__all__ = ["impute", "latent_mean", "reconstruct", "sample"]
+__all__ = ["sample"]
 
 Samples = dict[str, jax.Array]
 
-
-def _require_model(model: Any, function: str) -> EnergyModel:
-    if not isinstance(model, EnergyModel):
-        raise TypeError(f"{function} takes an energy model, got {type(model).__name__}")
-    return model
-
-
-def _rows_like(value: dict[str, Any], data: Any) -> Any:
-    """A bare array where a bare array was given."""
-    return value if isinstance(data, dict) or len(value) > 1 else next(iter(value.values()))
+#: Most draws of a chain in one compiled chunk.
+_LONGEST = 256
 
 
 def sample(
@@ -45,8 +41,11 @@ def sample(
     num_warmup: int = 500,
     num_sweeps: int = 1,
     group_by_chain: bool = False,
+    kernel: Any = None,
+    on_invalid: str = "warn",
+    progress_bar: bool = False,
 ) -> Samples:
-    """Return draws of every site by block Gibbs, raw values.
+    """Return draws of every site, raw values in storage types, by block Gibbs unless told.
 
     Parameters
     ----------
@@ -64,6 +63,14 @@ def sample(
         Sweeps between two draws of a chain.
     group_by_chain
         Keep the chains apart.
+    kernel
+        A pure kernel ``(rng_key, values, model) -> (values, info)``, such as
+        ``kernels.GibbsWithGradientsKernel()``; one call of it is a sweep.
+    on_invalid
+        What to do when the energy of a chain is no finite number: "warn" says which chain and
+        draw, and goes on; "stop" returns the draws before.
+    progress_bar
+        Whether to show progress.
 
     Returns
     -------
@@ -74,12 +81,22 @@ def sample(
     Raises
     ------
     ValueError
-        On a count below 1, or a model that block Gibbs cannot sample.
+        On a count below 1, a model that block Gibbs cannot sample, or an energy that is no finite
+        number at the first draw where that stops the run.
+    TypeError
+        If ``kernel`` is no pure kernel of this model, or inside ``jax.jit``.
+
+    Warns
+    -----
+    RuntimeWarning
+        On an energy that is no finite number, and on an interrupt (Ctrl-C), after which all draws
+        so far are returned: fewer than ``num_samples``.
 
     Notes
     -----
     Exact in the limit of long chains; draws of one chain are correlated. To diagnose them use
-    ``MCMC(BlockGibbs(model))`` and ``to_datatree``.
+    ``MCMC(BlockGibbs(model))`` and ``to_datatree``; for more draws than fit into memory
+    :func:`running_moments`.
 
     Examples
     --------
@@ -89,313 +106,72 @@ def sample(
     (10, 3)
     """
     rng_key = require_key(rng_key)
-    _require_model(model, "sample")
+    require_model(model, "sample")
     num_samples = require_count("num_samples", num_samples)
     num_chains = require_count(
         "num_chains", min(16, num_samples) if num_chains is None else num_chains
     )
     num_warmup = require_count("num_warmup", num_warmup, 0)
     num_sweeps = require_count("num_sweeps", num_sweeps)
+    kernel = checked_kernel(kernel, model)
+    watch = Watch("draw", on_invalid, progress_bar)
+    chains = begin(rng_key, model, num_chains)
     draws = math.ceil(num_samples / num_chains)
-    kernel = GibbsKernel(blocks(model))
-    out = _draw_chains(rng_key, model, kernel, num_chains, num_warmup, draws, num_sweeps)
+    length = min(draws, _LONGEST)
+    parts: list[dict[str, np.ndarray]] = []
+
+    def advance(start: int, count: int) -> Chunk:
+        nonlocal chains
+        warm = start < num_warmup
+        sweep = start if warm else num_warmup + (start - num_warmup) * num_sweeps
+        between = 1 if warm else num_sweeps
+        moved, buffers, energies = _advance(
+            model, chains, sweep, count, between, kernel=kernel, length=length
+        )
+        if not warm:
+            parts.append({name: np.asarray(value)[:count] for name, value in buffers.items()})
+        chains = moved
+        return first_invalid(np.asarray(energies)[:count], start - num_warmup)
+
+    watch.run(advance, num_warmup, draws, length)
+    out = {name: np.concatenate([part[name] for part in parts]) for name in model.sites}
+    if watch.ending and watch.invalid:
+        out = {name: value[: min(watch.invalid.values())] for name, value in out.items()}
+    done = len(next(iter(out.values())))
+    if not done:
+        raise ValueError(f"there is nothing to return: {watch.ending}")
     if group_by_chain:
-        return out
+        return {name: jnp.asarray(np.swapaxes(value, 0, 1)) for name, value in out.items()}
     # draw by draw across chains, so that a cut leaves every chain its share
-    flat = {k: jnp.swapaxes(v, 0, 1).reshape((-1, *v.shape[2:])) for k, v in out.items()}
-    return {k: v[:num_samples] for k, v in flat.items()}
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in out.items()}
+    return {name: jnp.asarray(value[:num_samples]) for name, value in flat.items()}
 
 
-@functools.partial(
-    jax.jit, static_argnames=("kernel", "num_chains", "num_warmup", "draws", "num_sweeps")
-)
-def _draw_chains(
-    rng_key: Key,
+@functools.partial(jax.jit, static_argnames=("kernel", "length"))
+def _advance(
     model: EnergyModel,
-    kernel: GibbsKernel,
-    num_chains: int,
-    num_warmup: int,
-    draws: int,
-    num_sweeps: int,
-) -> Samples:
-    def chain(key: jax.Array) -> Samples:
-        start, warm, go = jax.random.split(key, 3)
-        values = model.clamp(random_configuration(start, model))
-        values = run_sweeps(kernel, warm, values, model, num_warmup)
-        return collect(kernel, go, values, model, draws, num_sweeps)
-
-    return jax.vmap(chain)(jax.random.split(rng_key, num_chains))
-
-
-def run_sweeps(
-    kernel: GibbsKernel, rng_key: Key, values: Samples, model: EnergyModel, num: int
-) -> Samples:
-    """Return the configuration after ``num`` sweeps."""
-
-    def sweep(i: jax.Array, values: Samples) -> Samples:
-        return kernel(jax.random.fold_in(rng_key, i), values, model)[0]
-
-    return jax.lax.fori_loop(0, num, sweep, values)
-
-
-def collect(
-    kernel: GibbsKernel,
-    rng_key: Key,
-    values: Samples,
-    model: EnergyModel,
-    draws: int,
-    num_sweeps: int,
-) -> Samples:
-    """Return ``draws`` configurations, ``num_sweeps`` sweeps apart, draws first."""
-
-    def draw(values: Samples, key: jax.Array) -> tuple[Samples, Samples]:
-        values = run_sweeps(kernel, key, values, model, num_sweeps)
-        return values, values
-
-    return jax.lax.scan(draw, values, jax.random.split(rng_key, draws))[1]
-
-
-def latent_mean(model: EnergyModel, data: Any) -> Any:
-    """Return E[T(latent) given row]: RBM features, responsibilities of a mixture.
-
-    Parameters
-    ----------
-    model
-        An energy model with latent sites whose units do not interact given the data.
-    data
-        Rows of the data site, or a dict by site. Binary data between 0 and 1 are taken as
-        probabilities.
-
-    Returns
-    -------
-    array or dict
-        Shape ``(rows, ...)``: probabilities of binary units, mean of spin and real units,
-        ``(rows, ..., K)`` probabilities of categorical units. A dict by site if there are
-        several latent sites.
-
-    Raises
-    ------
-    ValueError
-        If there are no latent sites, latent units interact, or the data are not valid.
-
-    Notes
-    -----
-    Exact; one gradient of the energy (RBM: one matrix product) per row.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp, numpy as np, pgm_energy as pgm
-    >>> rbm = pgm.RBM(weights=jnp.zeros((3, 2)))
-    >>> pgm.latent_mean(rbm, np.array([[0, 1, 1]])).tolist()
-    [[0.5, 0.5]]
-    """
-    _require_model(model, "latent_mean")
-    names = model.latent_sites
-    if not names:
-        raise ValueError(f"{model.title} has no latent sites")
-    rows = as_rows(model, data, allow_intensities=True)
-    coupled = {name: require_block(model, name, None) for name in names}
-    exam = probe(model)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            if exam.sites_interact(first, second):
-                raise ValueError(
-                    f"latent sites {first!r} and {second!r} of {model.title} interact: "
-                    "their mean given a row has no closed form; sample condition(model, ...)"
-                )
-
-    out = _latent_means(model, rows, coupled=tuple(coupled.items()))
-    return out if len(names) > 1 else out[names[0]]
-
-
-@functools.partial(jax.jit, static_argnames=("coupled",))
-def _latent_means(
-    model: EnergyModel, rows: Any, *, coupled: tuple[tuple[str, bool], ...]
-) -> dict[str, jax.Array]:
-    sites = model.sites
-
-    def one(row: Any) -> dict[str, jax.Array]:
-        values = dict(row)
-        for name, _ in coupled:  # their values do not matter to one another
-            values[name] = jnp.full(sites[name].shape, sites[name].filler, sites[name].dtype)
-        out = {}
-        for name, together in coupled:
-            natural = natural_parameters_of(model, name, values, together)
-            out[name] = sites[name].mean(natural.eta, natural.precision)
-        return out
-
-    return jax.vmap(one)(rows)
-
-
-def natural_parameters_of(model: EnergyModel, name: str, values: Any, coupled: bool) -> Any:
-    """Natural parameters of a whole site, as one multivariate normal where coupled."""
-    if coupled:
-        return derive_natural_parameters(model, name, values, coupled=True)
-    return model.natural_parameters(name, values)
-
-
-def reconstruct(rng_key: Key, model: EnergyModel, data: Any) -> Any:
-    """Return E[data site given latents], the latents drawn given each row.
-
-    Parameters
-    ----------
-    rng_key
-        A JAX random key.
-    model
-        The energy model. Without latent sites every unit is predicted from all the others.
-    data
-        Rows of the data site, or a dict by site.
-
-    Returns
-    -------
-    array or dict
-        Shaped like the encoded data: probabilities of binary units, means of spin and real
-        units, probabilities ``(..., K)`` of categorical units.
-
-    Raises
-    ------
-    ValueError
-        If the data are not valid or a data site has no closed conditional.
-
-    Notes
-    -----
-    One Gibbs sweep over the latent sites, then an exact conditional mean.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp, numpy as np, pgm_energy as pgm
-    >>> rbm = pgm.RBM(weights=jnp.zeros((3, 2)))
-    >>> pgm.reconstruct(jax.random.key(0), rbm, np.array([[0, 1, 1]])).tolist()
-    [[0.5, 0.5, 0.5]]
-    """
-    rng_key = require_key(rng_key)
-    _require_model(model, "reconstruct")
-    rows = as_rows(model, data)
-    schedule = blocks(model)
-    names = model.data_sites
-    for step in schedule.steps:
-        if step.site in names and step.kind == "difference":
-            raise ValueError(
-                f"site {step.site!r} of {model.title} has no closed conditional mean: "
-                "its energy is not affine in each unit"
-            )
-    return _rows_like(_reconstruct(rng_key, model, rows, schedule=schedule), data)
-
-
-@functools.partial(jax.jit, static_argnames=("schedule",))
-def _reconstruct(
-    rng_key: Key, model: EnergyModel, rows: Any, *, schedule: Blocks
-) -> dict[str, jax.Array]:
-    coupled = {step.site: step.coupled for step in schedule.steps}
-    latents = schedule.restrict(model.latent_sites)
-
-    def one(key: jax.Array, row: Any) -> dict[str, jax.Array]:
-        start, sweep = jax.random.split(key)
-        values = {**random_configuration(start, model), **row}
-        if latents.steps:
-            values, _ = GibbsKernel(latents)(sweep, values, model)
-        out = {}
-        for name in model.data_sites:
-            natural = natural_parameters_of(model, name, values, coupled[name])
-            out[name] = model.sites[name].mean(natural.eta, natural.precision)
-        return out
-
-    count = len(next(iter(rows.values())))
-    return jax.vmap(one)(jax.random.split(rng_key, count), rows)
-
-
-def impute(
-    rng_key: Key,
-    model: EnergyModel,
-    rows_with_nan: Any,
-    num_samples: int = 1,
+    chains: Chains,
+    sweep: Any,
+    count: Any,
+    between: Any,
     *,
-    num_warmup: int = 200,
-    num_sweeps: int = 10,
-) -> Any:
-    """Return completed rows: draws of the missing entries given the observed ones.
+    kernel: Any,
+    length: int,
+) -> tuple[Chains, Samples, jax.Array]:
+    """Take ``count <= length`` draws, ``between`` sweeps apart; they lie ``(draw, chain, ...)``."""
+    lead = (length, chains.keys.shape[0])
+    buffers = {k: jnp.zeros((*lead, *s.shape), s.dtype) for k, s in model.sites.items()}
+    energies = jnp.zeros(lead, jnp.result_type(float))
 
-    Parameters
-    ----------
-    rng_key
-        A JAX random key.
-    model
-        The energy model.
-    rows_with_nan
-        Rows of the data site (or a dict by site), NaN where missing; every row may have its own
-        pattern.
-    num_samples
-        Completions per row.
-    num_warmup
-        Sweeps before the first completion.
-    num_sweeps
-        Sweeps between two completions.
+    def draw(i: jax.Array, carry: Any) -> Any:
+        chains, buffers, energies = carry
 
-    Returns
-    -------
-    array or dict
-        Raw values, ``(num_samples, rows, ...)``; their mean over the first axis estimates the
-        conditional expectation, their spread its uncertainty.
+        def one(j: jax.Array, moved: Any) -> Any:
+            return advance_chains(kernel, model, moved[0], sweep + i * between + j)
 
-    Raises
-    ------
-    ValueError
-        On invalid data or counts.
+        none = jnp.zeros(lead[1], energies.dtype)
+        chains, energy = jax.lax.fori_loop(0, between, one, (chains, none))
+        buffers = {name: buffers[name].at[i].set(chains.values[name]) for name in buffers}
+        return chains, buffers, energies.at[i].set(energy)
 
-    Notes
-    -----
-    One chain per row on ``condition(model, free=..., ...)``, all rows mapped at once. Exact in
-    the limit of long chains.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp, numpy as np, pgm_energy as pgm
-    >>> rbm = pgm.RBM(weights=jnp.ones((3, 2)))
-    >>> pgm.impute(jax.random.key(0), rbm, np.array([[0, np.nan, 1]]), 4).shape
-    (4, 1, 3)
-    """
-    rng_key = require_key(rng_key)
-    _require_model(model, "impute")
-    num_samples = require_count("num_samples", num_samples)
-    num_warmup = require_count("num_warmup", num_warmup, 0)
-    num_sweeps = require_count("num_sweeps", num_sweeps)
-    rows = as_rows(model, rows_with_nan, allow_missing=True)
-    free = {
-        name: np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
-        for name, value in rows.items()
-    }
-    filled = {name: np.where(free[name], model.sites[name].filler, v) for name, v in rows.items()}
-    # the structure of a masked site does not depend on the mask: any with a free unit will do
-    example = condition(
-        model,
-        free={name: np.ones(mask.shape[1:], bool) for name, mask in free.items()},
-        **{name: value[0] for name, value in filled.items()},
-    )
-    kernel = GibbsKernel(blocks(example))
-
-    out = _complete(rng_key, model, filled, free, kernel, num_warmup, num_samples, num_sweeps)
-    return _rows_like(out, rows_with_nan)
-
-
-@functools.partial(jax.jit, static_argnames=("kernel", "num_warmup", "num_samples", "num_sweeps"))
-def _complete(
-    rng_key: Key,
-    model: EnergyModel,
-    filled: Any,
-    free: Any,
-    kernel: GibbsKernel,
-    num_warmup: int,
-    num_samples: int,
-    num_sweeps: int,
-) -> Samples:
-    def one(key: jax.Array, row: Any, mask: Any) -> Samples:
-        given = condition(model, free=mask, **row)
-        start, warm, go = jax.random.split(key, 3)
-        values = given.clamp(random_configuration(start, given))
-        values = run_sweeps(kernel, warm, values, given, num_warmup)
-        out = collect(kernel, go, values, given, num_samples, num_sweeps)
-        return {name: out[name] for name in row}
-
-    count = len(next(iter(filled.values())))
-    keys = jax.random.split(rng_key, count)
-    return jax.vmap(one, out_axes=1)(keys, filled, free)
+    return jax.lax.fori_loop(0, count, draw, (chains, buffers, energies))

@@ -298,7 +298,7 @@ def test_warm_up_evens_out_the_swap_rates(magnet_run):
     fields = magnet_run.get_extra_fields(True)
     rates, betas = np.asarray(fields["swap_rate"])[:, -1], np.asarray(fields["betas"])
     assert rates.shape == (4, 7)
-    assert np.ptp(rates, axis=1).max() < 0.12, rates
+    assert np.ptp(rates, axis=1).max() < 0.2, rates
     assert (betas == betas[:, :1]).all()  # frozen after warm-up
     assert (np.diff(betas[:, 0]) > 0).all()
     assert (betas[:, 0, [0, -1]] == [0.0, 1.0]).all()
@@ -597,9 +597,9 @@ def test_a_base_on_other_sites_and_models_without_a_gibbs_sweep_are_refused():
 
 @pytest.mark.usefixtures("annotations_unchecked")
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match="takes an energy model as model, got int"):
+    with pytest.raises(TypeError, match="takes an energy model, got int"):
         pgm.ParallelTempering(3)
-    with pytest.raises(TypeError, match="takes an energy model as model, got NoneType"):
+    with pytest.raises(TypeError, match="takes an energy model, got NoneType"):
         pgm.ParallelTempering(None)
     with pytest.raises(TypeError, match="takes an energy model as base, got list"):
         pgm.ParallelTempering(SMALL, base=[0.0])

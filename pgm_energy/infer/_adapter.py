@@ -1,4 +1,4 @@
-"""What the NumPyro adapters of pure kernels share: starts, observed sites, batches of chains."""
+"""What the NumPyro adapters of pure kernels share: starts, observed sites, chains, observables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.mcmc import MCMCKernel
 
@@ -15,12 +16,13 @@ from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.infer._values import observed_values, start_values
 from pgm_energy.kernels.gibbs import random_configuration
+from pgm_energy.observables import Observables, check_observables, observe
 
-__all__ = ["EnergyKernel", "identity"]
+__all__ = ["EnergyKernel", "share_moved"]
 
 
 class EnergyKernel(MCMCKernel):
-    """A kernel on an energy model: every chain method, observed sites, composites.
+    """A kernel on an energy model: every chain method, observed sites, observables, composites.
 
     A subclass writes one unbatched chain: :meth:`_first` makes a state of a configuration and
     :meth:`_step` the next state. States are NamedTuples with ``z``, ``potential_energy`` and
@@ -29,13 +31,14 @@ class EnergyKernel(MCMCKernel):
 
     sample_field = "z"
 
-    def __init__(self, model: EnergyModel) -> None:
+    def __init__(self, model: EnergyModel, observables: Observables | None = None) -> None:
         if not isinstance(model, EnergyModel):
             raise TypeError(
                 f"{type(self).__name__} takes an energy model, got {type(model).__name__}"
             )
         self._energy_model = model
         self._model: Callable[..., Any] = model
+        self._observables = check_observables(model, observables)
 
     @abstractmethod
     def _first(
@@ -45,7 +48,7 @@ class EnergyKernel(MCMCKernel):
         fixed: Mapping[str, jax.Array],
         num_warmup: int,
     ) -> Any:
-        """Return the state at ``values`` (of all sites), of which ``fixed`` are not sampled."""
+        """Return the state at ``values``, from :meth:`_start`; ``fixed`` are not sampled."""
 
     @abstractmethod
     def _step(self, state: Any, fixed: Mapping[str, jax.Array]) -> Any:
@@ -81,11 +84,15 @@ class EnergyKernel(MCMCKernel):
 
         def first(key: jax.Array, given: dict[str, jax.Array]) -> Any:
             key, start = jax.random.split(key)
-            values = random_configuration(start, self._energy_model)
-            values = self._energy_model.clamp({**values, **given, **fixed})
+            values = self._start(start, {**given, **fixed})
             return self._first(key, values, fixed, num_warmup)
 
         return jax.vmap(first)(rng_key, given) if batch else first(rng_key, given)
+
+    def _start(self, rng_key: Key, given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return a configuration to start from, in storage types: random but for what is given."""
+        values = random_configuration(rng_key, self._energy_model)
+        return self._cast(self._energy_model.clamp({**values, **given}))
 
     def sample(
         self, state: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
@@ -99,19 +106,33 @@ class EnergyKernel(MCMCKernel):
     def postprocess_fn(
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
     ) -> Callable[..., Any]:
-        """Return the map from a configuration to what is stored: the identity."""
-        return identity
+        """Return the map from a configuration to what is stored: itself, or the observables."""
+        if not self._observables:
+            return _identity
+        fixed = self._fixed(model_args, model_kwargs)
+        return lambda z: observe(self._observables, {**z, **fixed})
 
     def refresh(
         self, state: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
     ) -> Any:
         """Return the state with its energy under the current values of the other sites."""
-        values = {**state.z, **self._fixed(model_args, model_kwargs)}
-        energy = self._energy_model.energy(**self._energy_model.encode(values))
+        energy = self._energy({**state.z, **self._fixed(model_args, model_kwargs)})
         return state._replace(potential_energy=energy.astype(state.potential_energy.dtype))
 
     def wrap_model(self, wrapper: Callable[..., Any]) -> Self:
-        """Return a kernel whose NumPyro model is wrapped; the energy stays the same."""
+        """Return a kernel whose NumPyro model is wrapped; the energy stays the same.
+
+        Raises
+        ------
+        ValueError
+            If there are observables: a composite, which asks for this, stores its own draws.
+        """
+        if self._observables:
+            raise ValueError(
+                f"{type(self).__name__} has observables, but a composite such as Gibbs stores the "
+                "configurations themselves: leave observables out here, and compute them from "
+                "the draws"
+            )
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy._model = wrapper(self._model)
@@ -121,10 +142,20 @@ class EnergyKernel(MCMCKernel):
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
     ) -> Callable[..., Any]:
         """Return the identity: values are not transformed."""
-        return identity
+        return _identity
 
     def _cast(self, values: Mapping[str, Any]) -> dict[str, jax.Array]:
         return {name: site.cast(values[name]) for name, site in self._energy_model.sites.items()}
+
+    def _energy(self, values: Mapping[str, Any]) -> jax.Array:
+        """E of one configuration of raw values, nats."""
+        return self._energy_model.energy(**self._energy_model.encode(values))
+
+    def _sampled(
+        self, values: Mapping[str, jax.Array], fixed: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
+        """Return the values of the sites that are sampled: what ``z`` holds."""
+        return {name: values[name] for name in self._free(fixed)}
 
     def _free(self, fixed: Mapping[str, Any]) -> tuple[str, ...]:
         """Names of the sites that are sampled."""
@@ -144,6 +175,11 @@ class EnergyKernel(MCMCKernel):
         return fixed
 
 
-def identity(values: Any) -> Any:
+def _identity(values: Any) -> Any:
     """Return the values as they are."""
     return values
+
+
+def share_moved(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Return the share of units whose value changed."""
+    return jnp.mean(new != old, dtype=jnp.result_type(float))

@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pgm_energy import _random
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.infer._adapter import EnergyKernel, identity
+from pgm_energy.infer._adapter import EnergyKernel, share_moved
+from pgm_energy.infer.embedded import EmbeddedBlockGibbs
 from pgm_energy.kernels.gibbs import GibbsKernel
+from pgm_energy.observables import Observables
 from pgm_energy.structure import Block, Blocks, blocks
+from pgm_energy.transforms._base import require_model
 
 __all__ = ["BlockGibbs", "BlockGibbsState"]
 
@@ -45,22 +49,24 @@ class BlockGibbs(EnergyKernel):
     Parameters
     ----------
     model
-        An energy model.
+        An energy model; or a NumPyro model that calls energy models, whose ``blocks`` and
+        ``observables`` stay None.
     blocks
         Blocks by hand (site names or :class:`pgm_energy.Block`), or what
         :func:`pgm_energy.blocks` returned. None: found from the energy and verified.
     num_sweeps
         Sweeps per step.
     observables
-        Functions of a configuration (a dict of raw values), by name. Their values are stored
-        instead of the configurations.
+        Functions of a configuration (a dict of raw values), by name. Their values, arrays of a
+        fixed shape, are stored instead of the configurations.
 
     Raises
     ------
     TypeError
-        If ``model`` is no energy model.
+        If ``model`` is no energy model, or an observable gives no array.
     ValueError
-        If a block is not valid (see :func:`pgm_energy.blocks`).
+        If a block is not valid (see :func:`pgm_energy.blocks`), or an observable has the name of
+        a site or a shape that depends on the values.
 
     Notes
     -----
@@ -68,6 +74,12 @@ class BlockGibbs(EnergyKernel):
     one. A keyword of ``mcmc.run`` observes that site. As a block of NumPyro's composite
     ``Gibbs`` it updates the sites it owns given the others. The object is immutable: the
     schedule is made once, here.
+
+    Of a user's NumPyro model it samples those sites of the energy models in it that are neither
+    observed nor owned by another block, rows of plates side by side, at the parameters of the
+    moment. Beside it ``NUTS`` on the same function samples the rest. What would be sampled wrongly
+    is a ``ValueError`` when the run starts: a site that the density depends on outside of its
+    energy, an energy that is masked, scaled or subsampled, random parameters without their log Z.
 
     Examples
     --------
@@ -81,20 +93,22 @@ class BlockGibbs(EnergyKernel):
     (40, 3)
     """
 
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return the kernel that looks inside, of a NumPyro model around energy models."""
+        if callable(model) and not isinstance(model, EnergyModel | type):
+            return EmbeddedBlockGibbs(model, *args, **kwargs)
+        return super().__new__(cls)
+
     def __init__(
         self,
-        model: EnergyModel,
+        model: EnergyModel | Callable[..., Any],
         blocks: Blocks | Sequence[str | Block] | None = None,
         num_sweeps: int = 1,
-        observables: Mapping[str, Callable[[dict[str, jax.Array]], Any]] | None = None,
+        observables: Observables | None = None,
     ) -> None:
-        super().__init__(model)
-        self._blocks = _schedule(model, blocks)
+        super().__init__(require_model(model, "BlockGibbs"), observables)
+        self._blocks = _schedule(self._energy_model, blocks)
         self._num_sweeps = require_count("num_sweeps", num_sweeps)
-        self._observables = dict(observables or {})
-        for name, function in self._observables.items():
-            if not callable(function):
-                raise TypeError(f"observable {name!r} must be a function, got {function!r}")
 
     @property
     def blocks(self) -> Blocks:
@@ -115,19 +129,17 @@ class BlockGibbs(EnergyKernel):
     ) -> BlockGibbsState:
         del num_warmup  # nothing is adapted
         model = self._energy_model
-        energy = model.energy(**model.encode(values))
-        z = {name: values[name] for name in self._free(fixed)}
         updated = {step.site for step in self._kernel(fixed).schedule(model).steps}
         flips = {
             name: jnp.zeros((), jnp.result_type(float))
             for name, site in model.sites.items()
             if site.is_discrete and name in updated
         }
-        return BlockGibbsState(z, energy, flips, rng_key)
+        return BlockGibbsState(self._sampled(values, fixed), self._energy(values), flips, rng_key)
 
     def _step(self, state: BlockGibbsState, fixed: Mapping[str, jax.Array]) -> BlockGibbsState:
         kernel = self._kernel(fixed)
-        keys = jax.random.split(state.rng_key, self._num_sweeps + 1)
+        keys = _random.split(state.rng_key, self._num_sweeps + 1)
         values: dict[str, Any] = {**state.z, **fixed}
         if self._num_sweeps == 1:
             values, info = kernel(keys[1], values, self._energy_model)
@@ -136,23 +148,8 @@ class BlockGibbs(EnergyKernel):
                 lambda x, k: kernel(k, x, self._energy_model), self._cast(values), keys[1:]
             )
             info = jax.tree.map(lambda x: x[-1], infos)
-        moved = {
-            name: jnp.mean(values[name] != state.z[name], dtype=jnp.result_type(float))
-            for name in state.flip_rate
-        }
-        new = {name: values[name] for name in state.z}
-        return BlockGibbsState(new, info.energy, moved, keys[0])
-
-    def postprocess_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
-    ) -> Callable[..., Any]:
-        """Return the map from a configuration to what is stored: itself, or the observables."""
-        if not self._observables:
-            return identity
-        fixed = self._fixed(model_args, model_kwargs)
-        return lambda z: {
-            name: function({**z, **fixed}) for name, function in self._observables.items()
-        }
+        moved = {name: share_moved(state.z[name], values[name]) for name in state.flip_rate}
+        return BlockGibbsState(self._sampled(values, fixed), info.energy, moved, keys[0])
 
     def __repr__(self) -> str:
         return f"BlockGibbs({self._energy_model!r}, num_sweeps={self._num_sweeps})"

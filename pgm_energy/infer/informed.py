@@ -20,6 +20,7 @@ from pgm_energy.kernels.gradients import (
     InformedKernel,
     Point,
 )
+from pgm_energy.observables import Observables
 
 __all__ = [
     "DiscreteLangevin",
@@ -116,19 +117,39 @@ class _Informed(EnergyKernel):
     def _kernel(self, names: tuple[str, ...], step_size: Any = None) -> InformedKernel:
         """Return the pure kernel over some sites."""
 
-    def _point(self, state: Any, fixed: Mapping[str, jax.Array]) -> Point:
-        return Point(self._cast({**state.z, **fixed}), state.potential_energy, state.eta)
+    def _begin(
+        self, rng_key: Key, values: dict[str, jax.Array], fixed: Mapping[str, jax.Array]
+    ) -> dict[str, Any]:
+        """The fields that the first states of both share."""
+        point = self._kernel(self._free(fixed)).look(values, self._energy_model)
+        return {
+            "z": self._sampled(point.values, fixed),
+            "potential_energy": point.energy,
+            "accept_prob": jnp.ones((), point.energy.dtype),
+            "num_steps": jnp.zeros((), jnp.int32),
+            "eta": point.eta,
+            "rng_key": rng_key,
+        }
 
     def _walk(
-        self, rng_key: Key, kernel: InformedKernel, point: Point, count: int
-    ) -> tuple[Point, jax.Array]:
-        """Take some proposals in turn; returns the point and the mean acceptance probability."""
+        self, state: Any, kernel: InformedKernel, fixed: Mapping[str, jax.Array], count: int
+    ) -> Any:
+        """Take some proposals in turn; the mean of their acceptance probabilities is kept."""
+        rng_key, key = jax.random.split(state.rng_key)
+        point = Point(self._cast({**state.z, **fixed}), state.potential_energy, state.eta)
 
         def one(point: Point, key: jax.Array) -> tuple[Point, jax.Array]:
             return kernel.step(key, point, self._energy_model)
 
-        point, accept_probs = jax.lax.scan(one, point, jax.random.split(rng_key, count))
-        return point, jnp.mean(accept_probs)
+        point, accept_probs = jax.lax.scan(one, point, jax.random.split(key, count))
+        return state._replace(
+            z=self._sampled(point.values, fixed),
+            potential_energy=point.energy,
+            accept_prob=jnp.mean(accept_probs),
+            num_steps=jnp.full((), count, jnp.int32),
+            eta=point.eta,
+            rng_key=rng_key,
+        )
 
     def refresh(
         self, state: Any, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
@@ -153,6 +174,8 @@ class GibbsWithGradients(_Informed):
     num_updates
         Proposals per step, each of one unit. None: as many as there are units to sample, so
         that a step is comparable with a sweep.
+    observables
+        Functions of a configuration, whose values are stored instead: see :class:`BlockGibbs`.
 
     Raises
     ------
@@ -187,8 +210,13 @@ class GibbsWithGradients(_Informed):
     (10, 3, 3)
     """
 
-    def __init__(self, model: EnergyModel, num_updates: int | None = None) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: EnergyModel,
+        num_updates: int | None = None,
+        observables: Observables | None = None,
+    ) -> None:
+        super().__init__(model, observables)
         self._num_updates = (
             None if num_updates is None else require_count("num_updates", num_updates)
         )
@@ -208,27 +236,14 @@ class GibbsWithGradients(_Informed):
         fixed: Mapping[str, jax.Array],
         num_warmup: int,
     ) -> GibbsWithGradientsState:
-        names = self._free(fixed)
-        point = self._kernel(names).look(values, self._energy_model)
-        z = {name: point.values[name] for name in names}
-        one, none = jnp.ones((), point.energy.dtype), jnp.zeros((), jnp.int32)
-        return GibbsWithGradientsState(z, point.energy, one, none, point.eta, rng_key)
+        return GibbsWithGradientsState(**self._begin(rng_key, values, fixed))
 
     def _step(
         self, state: GibbsWithGradientsState, fixed: Mapping[str, jax.Array]
     ) -> GibbsWithGradientsState:
         names = self._free(fixed)
         count = self._num_updates or _num_free(self._energy_model, names)
-        rng_key, key = jax.random.split(state.rng_key)
-        point, accept_prob = self._walk(key, self._kernel(names), self._point(state, fixed), count)
-        return state._replace(
-            z={name: point.values[name] for name in state.z},
-            potential_energy=point.energy,
-            accept_prob=accept_prob,
-            num_steps=jnp.full((), count, jnp.int32),
-            eta=point.eta,
-            rng_key=rng_key,
-        )
+        return self._walk(state, self._kernel(names), fixed, count)
 
     def __repr__(self) -> str:
         return f"GibbsWithGradients({self._energy_model!r}, num_updates={self._num_updates})"
@@ -250,6 +265,8 @@ class DiscreteLangevin(_Informed):
         Whether warm-up adapts the step size, for each chain by itself.
     target_accept_prob
         Acceptance probability that adaptation aims at.
+    observables
+        Functions of a configuration, whose values are stored instead: see :class:`BlockGibbs`.
 
     Raises
     ------
@@ -293,8 +310,9 @@ class DiscreteLangevin(_Informed):
         *,
         adapt_step_size: bool = True,
         target_accept_prob: float = 0.574,
+        observables: Observables | None = None,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, observables)
         self._step_size = _number("step_size", step_size, math.inf)
         self._num_steps = require_count("num_steps", num_steps)
         self._adapt_step_size = bool(adapt_step_size)
@@ -320,33 +338,22 @@ class DiscreteLangevin(_Informed):
         fixed: Mapping[str, jax.Array],
         num_warmup: int,
     ) -> DiscreteLangevinState:
-        names = self._free(fixed)
-        point = self._kernel(names).look(values, self._energy_model)
-        z = {name: point.values[name] for name in names}
-        one, none = jnp.ones((), point.energy.dtype), jnp.zeros((), jnp.int32)
+        begun = self._begin(rng_key, values, fixed)
+        one, none = begun["accept_prob"], begun["num_steps"]
         adapt = StepSizeState(
             step_size=self._step_size * one,
             log_average=math.log(self._step_size) * one,
             done=none,
             remaining=none + (num_warmup if self._adapt_step_size else 0),
         )
-        return DiscreteLangevinState(z, point.energy, one, none, adapt, point.eta, rng_key)
+        return DiscreteLangevinState(**begun, adapt_state=adapt)
 
     def _step(
         self, state: DiscreteLangevinState, fixed: Mapping[str, jax.Array]
     ) -> DiscreteLangevinState:
         kernel = self._kernel(self._free(fixed), state.adapt_state.step_size)
-        rng_key, key = jax.random.split(state.rng_key)
-        point, accept_prob = self._walk(key, kernel, self._point(state, fixed), self._num_steps)
-        return state._replace(
-            z={name: point.values[name] for name in state.z},
-            potential_energy=point.energy,
-            accept_prob=accept_prob,
-            num_steps=jnp.full((), self._num_steps, jnp.int32),
-            adapt_state=self._adapted(state.adapt_state, accept_prob),
-            eta=point.eta,
-            rng_key=rng_key,
-        )
+        new = self._walk(state, kernel, fixed, self._num_steps)
+        return new._replace(adapt_state=self._adapted(state.adapt_state, new.accept_prob))
 
     def _adapted(self, old: StepSizeState, accept_prob: jax.Array) -> StepSizeState:
         """A step of stochastic approximation; the average at the end of warm-up."""

@@ -12,8 +12,9 @@ import numpy as np
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.infer._adapter import EnergyKernel
+from pgm_energy.infer._adapter import EnergyKernel, share_moved
 from pgm_energy.kernels.swendsen_wang import swendsen_wang_kernel
+from pgm_energy.observables import Observables
 
 __all__ = ["SwendsenWang", "SwendsenWangState"]
 
@@ -53,6 +54,8 @@ class SwendsenWang(EnergyKernel):
         states with couplings that reward agreement (``PottsMachine``).
     num_sweeps
         Sweeps per step; a sweep draws the bonds of all edges and a new state of all clusters.
+    observables
+        Functions of a configuration, whose values are stored instead: see :class:`BlockGibbs`.
 
     Raises
     ------
@@ -86,8 +89,10 @@ class SwendsenWang(EnergyKernel):
     (10, 4, 4)
     """
 
-    def __init__(self, model: EnergyModel, num_sweeps: int = 1) -> None:
-        super().__init__(model)
+    def __init__(
+        self, model: EnergyModel, num_sweeps: int = 1, observables: Observables | None = None
+    ) -> None:
+        super().__init__(model, observables)
         self._num_sweeps = require_count("num_sweeps", num_sweeps)
         self._kernel = swendsen_wang_kernel(model)
         self._numbers = jax.jit(self._kernel.numbers)(model)
@@ -104,13 +109,11 @@ class SwendsenWang(EnergyKernel):
         fixed: Mapping[str, jax.Array],
         num_warmup: int,
     ) -> SwendsenWangState:
-        values = self._cast(values)
-        energy = self._energy_model.energy(**self._energy_model.encode(values))
-        names = self._free(fixed)
+        z = self._sampled(values, fixed)
         return SwendsenWangState(
-            z={name: values[name] for name in names},
-            potential_energy=energy,
-            flip_rate={name: jnp.zeros((), jnp.result_type(float)) for name in names},
+            z=z,
+            potential_energy=self._energy(values),
+            flip_rate={name: jnp.zeros((), jnp.result_type(float)) for name in z},
             num_clusters=jnp.full((), self._kernel.pairs.num_units, jnp.int32),
             rng_key=rng_key,
         )
@@ -130,14 +133,11 @@ class SwendsenWang(EnergyKernel):
 
         start = self._cast({**state.z, **fixed})
         values, infos = jax.lax.scan(sweep, start, jax.random.split(key, self._num_sweeps))
-        flips = {
-            name: jnp.mean(values[name] != state.z[name], dtype=jnp.result_type(float))
-            for name in state.z
-        }
+        z = self._sampled(values, fixed)
         return SwendsenWangState(
-            z={name: values[name] for name in state.z},
+            z=z,
             potential_energy=infos.energy[-1],
-            flip_rate=flips,
+            flip_rate={name: share_moved(old, z[name]) for name, old in state.z.items()},
             num_clusters=infos.num_clusters[-1].astype(jnp.int32),
             rng_key=rng_key,
         )

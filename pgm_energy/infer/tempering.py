@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 
-from pgm_energy._checks import is_key_batch, require_count
+from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.fitted_base import fitted_base
-from pgm_energy.infer._values import observed_values, start_values
+from pgm_energy.infer._adapter import EnergyKernel
 from pgm_energy.kernels.tempering import (
     Replicas,
     TemperingKernel,
     check_betas,
-    random_start,
     retuned,
     start,
 )
 from pgm_energy.models.independent import Independent
+from pgm_energy.observables import Observables
 from pgm_energy.structure import Blocks, blocks
 from pgm_energy.transforms import temper
 
@@ -77,7 +77,7 @@ class ParallelTemperingState(NamedTuple):
     rng_key: Key
 
 
-class ParallelTempering(MCMCKernel):
+class ParallelTempering(EnergyKernel):
     """Parallel tempering as a NumPyro kernel: chains that walk between the modes of a model.
 
     Replicas of a configuration are swept by block Gibbs along the path
@@ -99,6 +99,8 @@ class ParallelTempering(MCMCKernel):
         Sweeps of each replica before neighbours are swapped.
     adapt
         False keeps ``betas`` as they are in warm-up too.
+    observables
+        Functions of a configuration, whose values are stored instead: see :class:`BlockGibbs`.
 
     Raises
     ------
@@ -146,7 +148,8 @@ class ParallelTempering(MCMCKernel):
     [-1, 1]
     """
 
-    sample_field = "z"
+    #: the default refuses to be a block of NumPyro's composite, see the notes
+    refresh = MCMCKernel.refresh
 
     def __init__(
         self,
@@ -156,28 +159,23 @@ class ParallelTempering(MCMCKernel):
         num_sweeps: int = 1,
         *,
         adapt: bool = True,
+        observables: Observables | None = None,
     ) -> None:
-        for role, given in (("model", model), ("base", base)):
-            if not isinstance(given, EnergyModel) and (role == "model" or given is not None):
-                raise TypeError(
-                    f"ParallelTempering takes an energy model as {role}, got {type(given).__name__}"
-                )
+        super().__init__(model, observables)
+        if base is not None and not isinstance(base, EnergyModel):
+            raise TypeError(
+                f"ParallelTempering takes an energy model as base, got {type(base).__name__}"
+            )
         if betas is None:
             betas = np.linspace(0.0, 1.0, _NUM_REPLICAS)
         self._betas = check_betas(betas)
         self._num_sweeps = require_count("num_sweeps", num_sweeps)
         self._adapt = bool(adapt)
-        self._model = model
         self._model_blocks = blocks(model)
         self._given_base = base
         #: sites, families and clamped units; what was not given is fitted to each run
         self._base = Independent.like(model) if base is None else base
         self._blocks = blocks(temper(self._base, model, 0.5))
-
-    @property
-    def model(self) -> EnergyModel:
-        """The target."""
-        return self._model
 
     @property
     def base(self) -> EnergyModel | None:
@@ -204,66 +202,35 @@ class ParallelTempering(MCMCKernel):
         """How many inverse temperatures there are."""
         return len(self._betas)
 
-    @property
-    def default_fields(self) -> tuple[str, ...]:
-        return (self.sample_field, "potential_energy")
-
-    @property
-    def _sample_fn(self) -> Callable[..., Any]:
-        # NumPyro re-initialises kernels without it at a warm restart
-        return self.sample
-
-    def init(
-        self,
-        rng_key: Key,
-        num_warmup: int,
-        init_params: Any,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any] | None,
-    ) -> ParallelTemperingState:
-        """Return the first state: given values where there are some, else random ones."""
-        fixed = observed_values(type(self).__name__, self._model, model_args, model_kwargs)
-        batch = is_key_batch(rng_key)
-        lead = rng_key.shape[:1] if batch else ()
-        given = start_values(self._model, init_params, fixed, lead)
-
-        def first(key: jax.Array, given: dict[str, jax.Array]) -> ParallelTemperingState:
-            return self._first(key, given, fixed, num_warmup)
-
-        return jax.vmap(first)(rng_key, given) if batch else first(rng_key, given)
+    def _start(self, rng_key: Key, given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Return configurations to start from, of all replicas, what is given in each of them."""
+        begin = super()._start
+        keys = jax.random.split(rng_key, self.num_replicas)
+        return jax.vmap(lambda key: begin(key, given))(keys)
 
     def _first(
         self,
         rng_key: Key,
-        given: Mapping[str, jax.Array],
+        values: dict[str, jax.Array],
         fixed: Mapping[str, jax.Array],
         num_warmup: int,
     ) -> ParallelTemperingState:
-        rng_key, start_key, base_key = jax.random.split(rng_key, 3)
-        base = None
+        rng_key, base_key = jax.random.split(rng_key)
+        model, base = self._energy_model, None
         if self._given_base is None:
-            schedule = self._model_blocks.restrict(k for k in self._model.sites if k not in fixed)
-            base = fitted_base(base_key, self._model, self._base, dict(fixed), blocks=schedule)
-        replicas = random_start(start_key, self._model, self.num_replicas)
-        one = {name: value[0] for name, value in replicas.values.items()}
-        held = self._model.clamp({**one, **given, **fixed})
-        values = {
-            name: jnp.broadcast_to(held[name], value.shape) if name in given else value
-            for name, value in replicas.values.items()
-            if name not in fixed
-        }
-        z = {name: value[-1] for name, value in values.items()}
-        energy = self._model.energy(**self._model.encode({**z, **fixed}))
+            schedule = self._model_blocks.restrict(self._free(fixed))
+            base = fitted_base(base_key, model, self._base, dict(fixed), blocks=schedule)
+        target = {name: value[-1] for name, value in values.items()}
         betas = jnp.asarray(self._betas, jnp.result_type(float))
         zero = jnp.zeros((), jnp.int32)
         return ParallelTemperingState(
-            z=z,
-            potential_energy=energy,
+            z=self._sampled(target, fixed),
+            potential_energy=self._energy(target),
             betas=betas,
             swap_rate=jnp.zeros(self.num_replicas - 1, betas.dtype),
             round_trips=zero,
             round_trip_time=jnp.full((), jnp.inf, betas.dtype),
-            replicas=start(values),
+            replicas=start(self._sampled(values, fixed)),
             base=base,
             step=zero,
             num_warmup=jnp.asarray(num_warmup, jnp.int32),
@@ -271,36 +238,26 @@ class ParallelTempering(MCMCKernel):
             rng_key=rng_key,
         )
 
-    def sample(
-        self,
-        state: ParallelTemperingState,
-        model_args: tuple[Any, ...],
-        model_kwargs: dict[str, Any] | None,
+    def _step(
+        self, state: ParallelTemperingState, fixed: Mapping[str, jax.Array]
     ) -> ParallelTemperingState:
-        """Return the state after ``num_sweeps`` sweeps of every replica and one try of swaps."""
-        fixed = observed_values(type(self).__name__, self._model, model_args, model_kwargs)
-        free = [name for name in self._model.sites if name not in fixed]
-        kernel = TemperingKernel(self._blocks.restrict(free), self._num_sweeps)
-
-        def step(state: ParallelTemperingState) -> ParallelTemperingState:
-            rng_key, key = jax.random.split(state.rng_key)
-            base = self._base if state.base is None else state.base
-            held = {
-                name: jnp.broadcast_to(value, (self.num_replicas, *value.shape))
-                for name, value in fixed.items()
-            }
-            replicas = state.replicas._replace(values={**state.replicas.values, **held})
-            replicas, info = kernel(key, replicas, base, self._model, state.betas)
-            values = {name: replicas.values[name] for name in state.z}
-            state = state._replace(
-                z={name: value[-1] for name, value in values.items()},
-                potential_energy=info.energy.astype(state.potential_energy.dtype),
-                replicas=replicas._replace(values=values),
-                rng_key=rng_key,
-            )
-            return self._tuned(state, info.swap_prob)
-
-        return jax.vmap(step)(state) if is_key_batch(state.rng_key) else step(state)
+        kernel = TemperingKernel(self._blocks.restrict(self._free(fixed)), self._num_sweeps)
+        rng_key, key = jax.random.split(state.rng_key)
+        base = self._base if state.base is None else state.base
+        held = {
+            name: jnp.broadcast_to(value, (self.num_replicas, *value.shape))
+            for name, value in fixed.items()
+        }
+        replicas = state.replicas._replace(values={**state.replicas.values, **held})
+        replicas, info = kernel(key, replicas, base, self._energy_model, state.betas)
+        values = self._sampled(replicas.values, fixed)
+        state = state._replace(
+            z={name: value[-1] for name, value in values.items()},
+            potential_energy=info.energy.astype(state.potential_energy.dtype),
+            replicas=replicas._replace(values=values),
+            rng_key=rng_key,
+        )
+        return self._tuned(state, info.swap_prob)
 
     def _tuned(self, state: ParallelTemperingState, swap_prob: jax.Array) -> ParallelTemperingState:
         """Count the step; move the betas where warm-up has a round of swaps behind it."""
@@ -324,18 +281,8 @@ class ParallelTempering(MCMCKernel):
             num_averaged=jnp.where(due | ended, 0, count),
         )
 
-    def postprocess_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
-    ) -> Callable[..., Any]:
-        """Return the identity: values are not transformed."""
-        return _identity
-
     def __repr__(self) -> str:
         return (
-            f"ParallelTempering({self._model!r}, {self.num_replicas} replicas, "
+            f"ParallelTempering({self._energy_model!r}, {self.num_replicas} replicas, "
             f"num_sweeps={self._num_sweeps})"
         )
-
-
-def _identity(values: Any) -> Any:
-    return values

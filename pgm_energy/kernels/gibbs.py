@@ -129,6 +129,8 @@ class GibbsKernel:
                 last = (step, natural)
             elif _evaluates_whole_site(step, model):
                 new, more = _colours(step, site, key, values, model, aim)
+            elif step.kind == "sequential" and step.index.shape[1] > 1:
+                new, more = _panels(step, site, key, values, model, aim)
             else:
                 new, more = _rows(step, site, key, values, model, aim)
             values = {**values, step.site: site.cast(new)}
@@ -210,7 +212,9 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array]:
     """New raw values of a block and their log-probability (nats; 0 where none was prescribed)."""
     if aim is None:
-        return site.sample(rng_key, natural.eta, natural.precision), jnp.zeros(())
+        new = site.cast(site.sample(rng_key, natural.eta, natural.precision))
+        # drawn in one vectorised pass: XLA would draw again, number by number, for every use
+        return jax.lax.optimization_barrier(new), jnp.zeros(())
     if mask is None:
         return aim, site.log_prob(aim, natural.eta, natural.precision)
     encoded = site.encode(aim)
@@ -258,52 +262,69 @@ def _colours(
 def _rows(
     step: Step, site: Site, rng_key: Any, values: Values, model: EnergyModel, aim: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Scan over rows of units: colours, or panels of coupled units."""
+    """Scan over rows of units that are drawn at once: colours, blocks by hand, single units."""
     assert step.index is not None
     assert step.mask is not None
-    width = step.index.shape[1]
-    in_turn = step.kind == "sequential" and width > 1
-    padded = not step.mask.array.all()
+    width, padding = step.index.shape[1], _padding(step)
 
     def row(constants: Any, flat: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
         values, model, aim = constants
         units, valid, key = x
-        current = (
-            site.from_encoded(flat.reshape(site.encoded_shape))
-            if in_turn
-            else flat.reshape(site.shape)
-        )
-        natural = _natural(step, {**values, step.site: current}, model, units)
+        natural = _natural(step, {**values, step.site: flat.reshape(site.shape)}, model, units)
         own_aim = None if aim is None else select(aim, site, units)
-        if in_turn:
-            couplings = model.block_couplings(step.site, units)
-            block = _read(flat, units[0], width)
-            new, log_prob = _in_turn(site, key, block, natural.eta, couplings, valid, own_aim)
-        else:
-            mask = None if step.coupled else valid
-            new, log_prob = _draw(site, key, natural, own_aim, mask)
-            new = site.cast(new)
-            if step.contiguous and padded:
-                new = jnp.where(valid, new, _read(flat, units[0], width))
+        new, log_prob = _draw(site, key, natural, own_aim, None if step.coupled else valid)
+        new = site.cast(new)
         if step.contiguous:
+            new = (
+                jnp.where(valid, new, _read(flat, units[0], width)) if padding is not None else new
+            )
             return _write(flat, new, units[0]), log_prob
         # a padded place repeats a unit of its row: it is dropped, not written
-        position = units if valid is None else jnp.where(valid, units, site.size)
-        # decided in a vectorised pass of their own, not one by one as the scatter asks for them
-        new = jax.lax.optimization_barrier(new)
+        position = jnp.where(valid, units, site.size) if padding is not None else units
         return _scatter(flat, new, position), log_prob
 
-    xs = (
-        jnp.asarray(step.index.array),
-        jnp.asarray(step.mask.array) if padded else None,
-        _row_keys(rng_key, step),
-    )
-    # a sequential sweep carries the encoding: the product of every panel needs all of it
-    start = site.encode(values[step.site]) if in_turn else values[step.site]
-    start = start.reshape((site.size, *(site.event if in_turn else ())))
-    flat, log_probs = scan_units(row, (values, model, aim), start, xs)
-    new = (jnp.argmax(flat, axis=-1) if site.event else flat) if in_turn else flat
-    return new.reshape(site.shape), log_probs
+    xs = (jnp.asarray(step.index.array), padding, _row_keys(rng_key, step))
+    flat, log_probs = scan_units(row, (values, model, aim), values[step.site].reshape(-1), xs)
+    return flat.reshape(site.shape), log_probs
+
+
+def _panels(
+    step: Step, site: Site, rng_key: Any, values: Values, model: EnergyModel, aim: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Scan over panels of consecutive coupled units.
+
+    The fields of a panel come by one product, then its units are drawn one after another.
+    """
+    assert step.index is not None
+    width = step.index.shape[1]
+    noise = None
+    if rng_key is not None:  # for all panels in one vectorised pass
+        noise = site.noise(rng_key, (*step.index.shape, *site.event))
+        noise = jax.lax.optimization_barrier(noise)
+
+    def panel(constants: Any, flat: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+        values, model, aim = constants
+        units, valid, noise = x
+        current = site.from_encoded(flat.reshape(site.encoded_shape))
+        natural = _natural(step, {**values, step.site: current}, model, units)
+        couplings = model.block_couplings(step.site, units)
+        own_aim = None if aim is None else select(aim, site, units)
+        block = _read(flat, units[0], width)
+        new, log_prob = _in_turn(site, noise, block, natural.eta, couplings, valid, own_aim)
+        return _write(flat, new, units[0]), log_prob
+
+    xs = (jnp.asarray(step.index.array), _padding(step), noise)
+    # the encoding is carried: the product of every panel needs all of it
+    start = site.encode(values[step.site]).reshape((site.size, *site.event))
+    flat, log_probs = scan_units(panel, (values, model, aim), start, xs)
+    raw = jnp.argmax(flat, axis=-1) if site.event else flat
+    return raw.reshape(site.shape), log_probs
+
+
+def _padding(step: Step) -> jax.Array | None:
+    """False where a row is padded; None if no row is."""
+    assert step.mask is not None
+    return None if step.mask.array.all() else jnp.asarray(step.mask.array)
 
 
 def _read(flat: jax.Array, start: jax.Array, width: int) -> jax.Array:
@@ -315,22 +336,33 @@ def _read(flat: jax.Array, start: jax.Array, width: int) -> jax.Array:
 
 def _write(flat: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
     """Return ``flat`` with consecutive units replaced."""
-    return with_chains_last(
-        lambda flat, block, start: jax.lax.dynamic_update_slice_in_dim(flat, block, start, 0),
-        fixed=(2,),
-    )(flat, block, start)
+
+    def write(flat: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
+        flat, block = _in_all_chains(flat, block)
+        return jax.lax.dynamic_update_slice_in_dim(flat, block, start, 0)
+
+    return with_chains_last(write, fixed=(2,))(flat, block, start)
 
 
 def _scatter(flat: jax.Array, block: jax.Array, position: jax.Array) -> jax.Array:
     """Return ``flat`` with some units replaced; positions outside are dropped."""
-    return with_chains_last(
-        lambda flat, block, position: flat.at[position].set(block, mode="drop"), fixed=(2,)
-    )(flat, block, position)
+
+    def scatter(flat: jax.Array, block: jax.Array, position: jax.Array) -> jax.Array:
+        flat, block = _in_all_chains(flat, block)
+        return flat.at[position].set(block, mode="drop")
+
+    return with_chains_last(scatter, fixed=(2,))(flat, block, position)
+
+
+def _in_all_chains(flat: jax.Array, block: jax.Array) -> tuple[jax.Array, ...]:
+    """Both with all trailing axes: what one of them has the same in all chains is repeated."""
+    chains = jnp.broadcast_shapes(flat.shape[1:], block.shape[1:])
+    return tuple(jnp.broadcast_to(x, (x.shape[0], *chains)) for x in (flat, block))
 
 
 def _in_turn(
     site: Site,
-    rng_key: Any,
+    noise: Any,
     block: jax.Array,
     eta: jax.Array,
     couplings: jax.Array,
@@ -341,12 +373,10 @@ def _in_turn(
 
     ``block`` holds encoded values, and so does what is returned.
     """
-    noise = None if rng_key is None else site.noise(rng_key, eta.shape)
     aim = None if aim is None else site.encode(aim)
-    args = (block, eta, couplings, noise, valid, aim)
     if aim is None and not site.event:
         turns = with_chains_last(functools.partial(_scalar_turns, site), fixed=(2, 4))
-        return turns(*args[:5]), jnp.zeros(())
+        return turns(block, eta, couplings, noise, valid), jnp.zeros(())
 
     def unit(_: Any, eta: jax.Array, x: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         i, old, couplings, own_noise, valid, aim = x
@@ -357,7 +387,8 @@ def _in_turn(
             new = aim
         if valid is not None:
             new, log_prob = jnp.where(valid, new, old), jnp.where(valid, log_prob, 0.0)
-        shift = jnp.tensordot(new - old, couplings, axes=(new.ndim > 0 and (0, 0)) or 0)
+        moved = new - old
+        shift = jnp.tensordot(moved, couplings, axes=1) if site.event else moved * couplings
         return eta + shift, (new, log_prob)
 
     # the matrix is symmetric: its rows are the couplings of a unit with all of the panel
@@ -371,17 +402,22 @@ def _scalar_turns(
 ) -> jax.Array:
     """The same for units encoded as one number, chains on trailing axes."""
     chains = jnp.broadcast_shapes(block.shape[1:], eta.shape[1:], noise.shape[1:])
-    couplings = couplings.reshape(couplings.shape + (1,) * len(chains))
+    ones = (1,) * len(chains)
+    couplings = couplings.reshape(couplings.shape + ones)
+    places = jnp.arange(len(block)).reshape(-1, *ones)
 
-    def unit(eta: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
-        i, old, couplings, own_noise, valid = x
-        new = site.encode(site.decide(own_noise, eta[i]))
+    def unit(i: jax.Array, panel: jax.Array) -> jax.Array:
+        """Replace the field of unit i by its new value, and pass it on to those that follow."""
+        new = site.encode(site.decide(noise[i], panel[i]))
         if valid is not None:
-            new = jnp.where(valid, new, old)
-        return eta + couplings * (new - old), new
+            new = jnp.where(valid[i], new, block[i])
+        # by itself, so that the panel can be updated in place
+        new = jax.lax.optimization_barrier(new)
+        following = panel + couplings[i] * (new - block[i])
+        return jnp.where(places > i, following, jnp.where(places == i, new, panel))
 
-    xs = (jnp.arange(len(block)), block, couplings, noise, valid)
-    return jax.lax.scan(unit, jnp.broadcast_to(eta, (len(block), *chains)), xs)[1]
+    panel = jnp.broadcast_to(eta, (len(block), *chains))
+    return jax.lax.fori_loop(0, len(block), unit, panel)
 
 
 def _difference(
@@ -399,7 +435,7 @@ def _difference(
             trial = flat.at[i].set(site.cast(state)).reshape(site.shape)
             return model.energy(**model.encode({**values, step.site: trial}))
 
-        logits = -jax.vmap(energy)(states)
+        logits = -jax.vmap(energy)(jnp.asarray(states))
         if aim is None:
             choice, log_prob = jnp.argmax(logits + own_noise), jnp.zeros(())
         else:

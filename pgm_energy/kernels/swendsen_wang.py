@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -106,13 +107,8 @@ class SwendsenWangKernel:
         """
         bond_key, shift_key = jax.random.split(rng_key)
         old = model.clamp(values)
-        states = self.pairs.states(old)
-        prob = self.bond_prob(states, numbers)
-        bonds = jax.random.uniform(bond_key, prob.shape, prob.dtype) < prob
-        labels = self.labels(bonds)
-        logits = self.shift_logits(states, labels, numbers, held)
-        shift = _draw(shift_key, logits)[labels]
-        new = model.clamp(self.pairs.values((states + shift) % self.pairs.num_states))
+        bonds = self._bonds(bond_key, self.pairs.states(old), numbers)
+        new, labels = self._shifted(shift_key, old, bonds, model, numbers, held)
         energy = model.energy(**model.encode(new))
         flips = {
             name: jnp.mean(new[name] != jnp.asarray(old[name]), dtype=jnp.result_type(float))
@@ -120,6 +116,43 @@ class SwendsenWangKernel:
         }
         count = jnp.sum(labels == jnp.arange(labels.shape[0]))
         return new, SwendsenWangInfo(jnp.where(self._valid(numbers), energy, jnp.nan), flips, count)
+
+    def augment(self, rng_key: Key, values: Values, model: EnergyModel) -> dict[str, jax.Array]:
+        """Return ``{"bonds": ...}``, ``(m,)`` True where an edge has one, given the values.
+
+        Notes
+        -----
+        Exact values and these bonds have the joint law of Edwards and Sokal; :meth:`move` leaves
+        it alone. A call is the one after the other.
+        """
+        states = self.pairs.states(model.clamp(values))
+        return {"bonds": self._bonds(rng_key, states, self.numbers(model))}
+
+    def move(
+        self, rng_key: Key, values: Values, auxiliary: Mapping[str, jax.Array], model: EnergyModel
+    ) -> dict[str, jax.Array]:
+        """Return new values given the bonds: each cluster in a state of its own law."""
+        bonds, numbers = auxiliary["bonds"], self.numbers(model)
+        return self._shifted(rng_key, model.clamp(values), bonds, model, numbers)[0]
+
+    def _bonds(self, rng_key: Key, states: jax.Array, numbers: Agreements) -> jax.Array:
+        prob = self.bond_prob(states, numbers)
+        return jax.random.uniform(rng_key, prob.shape, prob.dtype) < prob
+
+    def _shifted(
+        self,
+        rng_key: Key,
+        values: Values,
+        bonds: jax.Array,
+        model: EnergyModel,
+        numbers: Agreements,
+        held: jax.Array | None = None,
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """New values given bonds, and the cluster of every unit."""
+        states, labels = self.pairs.states(values), self.labels(bonds)
+        logits = self.shift_logits(states, labels, numbers, held)
+        shift = _draw(rng_key, logits)[labels]
+        return model.clamp(self.pairs.values((states + shift) % self.pairs.num_states)), labels
 
     def bond_prob(self, states: jax.Array, numbers: Agreements) -> jax.Array:
         """Return the probability of a bond on every edge, ``(m,)``: 0 where it is not satisfied.

@@ -102,8 +102,7 @@ class Site(ABC):
     def noise(self, rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
         """Return all the randomness that :meth:`decide` needs for units of encoded ``shape``.
 
-        Units that wait for one another get theirs beforehand, in one call, and on the scale of
-        the natural parameters, so that a decision is one comparison.
+        Units that wait for one another get theirs beforehand, in one call.
         """
 
     @abstractmethod

@@ -59,12 +59,12 @@ class Binary(Site):
         return jax.nn.sigmoid(eta)
 
     def noise(self, rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
-        return _random.logistic(rng_key, shape)
+        return _random.uniform(rng_key, shape)
 
     def decide(
         self, noise: jax.Array, eta: jax.Array, precision: jax.Array | None = None
     ) -> jax.Array:
-        return (noise < eta).astype(jnp.int8)
+        return _random.decide(noise, eta).astype(jnp.int8)
 
     def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return dist.Bernoulli(logits=eta)
@@ -107,12 +107,12 @@ class Spin(Site):
         return jnp.tanh(eta)
 
     def noise(self, rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
-        return 0.5 * _random.logistic(rng_key, shape)
+        return _random.uniform(rng_key, shape)
 
     def decide(
         self, noise: jax.Array, eta: jax.Array, precision: jax.Array | None = None
     ) -> jax.Array:
-        return jnp.where(noise < eta, 1, -1).astype(jnp.int8)
+        return jnp.where(_random.decide(noise, 2.0 * eta), 1, -1).astype(jnp.int8)
 
     def distribution(self, eta: jax.Array, precision: jax.Array | None = None) -> dist.Distribution:
         return SpinDistribution(eta)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-__all__ = ["NeedsDiscreteKernel", "not_random"]
+__all__ = ["NeedsDiscreteKernel", "not_random", "random_parameters"]
 
 
 class NeedsDiscreteKernel(str):
@@ -38,6 +38,17 @@ class NeedsDiscreteKernel(str):
         )
 
 
+def random_parameters(owner: str) -> ValueError:
+    """Return the error of an unnormalised energy whose parameters are random."""
+    return ValueError(
+        f"the parameters of {owner} are random here, but its energy is unnormalised: log Z changes "
+        "with them, and without it the posterior would be wrong. Say what log Z is: "
+        "pgm_energy.normalize(model) sums the states of a small model exactly, "
+        "normalize(model, log_partition) takes a function of the model. Or keep the parameters "
+        "fixed, or learn them with PCD"
+    )
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def not_random(owner: str, leaf: jax.Array) -> jax.Array:
     """The identity on a parameter that nobody may differentiate with respect to."""
@@ -47,9 +58,5 @@ def not_random(owner: str, leaf: jax.Array) -> jax.Array:
 @functools.partial(not_random.defjvp, symbolic_zeros=True)
 def _refuse_random(owner: str, primals: Any, tangents: Any) -> Any:
     if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        raise ValueError(
-            f"the parameters of {owner} are random here, but its density is unnormalised: its "
-            "log-normaliser depends on them and is missing, so the posterior would be wrong. Keep "
-            "the parameters fixed, learn them with PCD, or use a model whose log Z is known"
-        )
+        raise random_parameters(owner)
     return primals[0], tangents[0]

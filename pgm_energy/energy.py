@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 
-from pgm_energy._guards import NeedsDiscreteKernel, not_random
+from pgm_energy import numpyro_model
 from pgm_energy._struct import Key, StaticArray
+from pgm_energy.general_position import Fill, first_finite
 from pgm_energy.natural import Natural, Values, derive_natural_parameters
 from pgm_energy.probe import as_index, require_block
 from pgm_energy.sites import Site
@@ -118,6 +116,14 @@ class EnergyModel(ABC):
         """
         return None
 
+    def evaluates_whole_site(self, site: str) -> bool:
+        """Whether natural parameters of all units cost hardly more than those of some.
+
+        A sweep of few colours then evaluates the site whole for each and keeps the colour, which
+        avoids gathering and scattering. True of lattices.
+        """
+        return False
+
     def pair_couplings(self) -> tuple[np.ndarray, jax.Array] | None:
         """Return the edges of a pairwise energy and their couplings, or None to have them derived.
 
@@ -143,18 +149,7 @@ class EnergyModel(ABC):
         be zero is never read as a missing edge. Override it where random parameters are not
         valid ones.
         """
-        return self._first_finite(lambda fill: self._generic(rng_key, fill))
-
-    def _first_finite(self, make: Callable[[Callable[..., Any]], Any]) -> Any:
-        """The first of the models made with one way to fill leaves whose energy is finite."""
-        for fill in (_fill_normal, _fill_uniform, _fill_near):
-            candidate = make(fill)
-            if candidate._is_finite_somewhere():
-                return candidate
-        raise ValueError(
-            f"the energy of {self.title} is not finite at random parameters, where its "
-            "structure is probed; override generic(rng_key) to return valid random parameters"
-        )
+        return first_finite(self.title, lambda fill: self._generic(rng_key, fill))
 
     def _probed(self, rng_key: Key) -> EnergyModel:
         """The model whose structure licenses steps of this one: ``generic``, any data open.
@@ -163,13 +158,13 @@ class EnergyModel(ABC):
         transformation keeps: ``condition`` is probed as the model that it conditions, which may
         have more sites.
         """
-        return self._first_finite(lambda fill: self._opened(rng_key, fill))
+        return first_finite(self.title, lambda fill: self._opened(rng_key, fill))
 
-    def _opened(self, rng_key: Key, fill: Callable[..., Any]) -> EnergyModel:
+    def _opened(self, rng_key: Key, fill: Fill) -> EnergyModel:
         """``_generic`` with the data that transformations keep open; they pass it inwards."""
         return self._generic(rng_key, fill)
 
-    def _generic(self, rng_key: Key, fill: Callable[..., Any]) -> Self:
+    def _generic(self, rng_key: Key, fill: Fill) -> Self:
         """``generic`` with one way to fill the leaves; transformations pass it inwards."""
         if type(self).generic is not EnergyModel.generic:
             return self.generic(rng_key)
@@ -178,20 +173,12 @@ class EnergyModel(ABC):
         filled = [fill(key, leaf) for key, leaf in zip(keys, leaves, strict=False)]
         return jax.tree.unflatten(treedef, filled).project()
 
-    def _is_finite_somewhere(self) -> bool:
-        """Whether the energy is never NaN, and finite at some of a few random configurations."""
-        rng = np.random.default_rng(0)
-        values = {}
-        for name, site in self.sites.items():
-            shape = (16, *site.shape)
-            raw = rng.choice(site.states, shape) if site.is_discrete else rng.normal(size=shape)
-            values[name] = site.encode(raw)
-        energies = np.asarray(jax.vmap(lambda encoded: self.energy(**encoded))(values))
-        return bool(np.isfinite(energies).any() and not np.isnan(energies).any())
-
     @property
     def known_log_partition(self) -> jax.Array | None:
-        """Log Z, nats, of a model that knows it (a mixture: 0); None of all others."""
+        """Log Z, nats, of a model that knows it (a mixture: 0); None of all others.
+
+        Asked of a model whose parameters may be traced: with it they may be random in NumPyro.
+        """
         return None
 
     # ---- derived ---------------------------------------------------------------------------
@@ -357,7 +344,14 @@ class EnergyModel(ABC):
         TypeError
             On a positional argument.
         ValueError
-            On an unknown site, a wrong shape, a value outside the support, or NaN.
+            On an unknown site, a wrong shape, a value outside the support, or NaN; on random
+            parameters where log Z changes with them and is not known (see ``normalize``).
+
+        Notes
+        -----
+        Inside a model of one's own: plates stand left of the unit dimensions,
+        ``numpyro.plate(name, size, dim=-1-len(shape))`` with the shape of the widest site. The
+        energy is then mapped over their rows.
         """
         if args:
             raise TypeError(
@@ -365,28 +359,7 @@ class EnergyModel(ABC):
                 f"argument(s); write for example mcmc.run(rng_key, {next(iter(self.sites))}=x)"
             )
         self.check_observed(observed)
-        values = {}
-        for name, site in self.sites.items():
-            infer: dict[str, Any] = {"event_dims": list(site.dims)} if site.dims else {}
-            if site.is_discrete and name not in observed:
-                infer["enumerate"] = NeedsDiscreteKernel(self.title, name)
-            values[name] = numpyro.sample(
-                name,
-                site.base_distribution().mask(False),
-                obs=observed.get(name),
-                infer=infer,
-            )
-        rank = max(len(site.shape) for site in self.sites.values())
-        lead = self._plates(values, rank)
-        model = self
-        if self.known_log_partition is None:
-            guard = functools.partial(not_random, self.title)
-            model = jax.tree.map(guard, self)
-        energy = model._batched_energy(values, lead)
-        # the unit dimensions of the plates' frame come back as ones, so that plates align
-        factor = -energy.reshape(lead + (1,) * rank) if lead else -energy
-        numpyro.factor("log_density", factor)
-        return values
+        return numpyro_model.call(self, observed)
 
     def check_observed(self, observed: Values) -> None:
         """Refuse observed values that cannot be: unknown sites, shapes, supports, NaN.
@@ -401,25 +374,6 @@ class EnergyModel(ABC):
             self._lead(name, value)
             self.sites[name].check(name, value)
 
-    def _plates(self, values: Values, rank: int) -> tuple[int, ...]:
-        """Sizes of the plates around the model, from the leading dimensions of the values."""
-        leads = {}
-        for name, site in self.sites.items():
-            lead = np.shape(values[name])[: np.ndim(values[name]) - len(site.shape)]
-            gap = rank - len(site.shape)  # a plate stands left of the widest site's dimensions
-            if lead and gap and lead[-gap:] == (1,) * gap:
-                lead = lead[:-gap]
-            leads[name] = lead
-        lead = max(leads.values(), key=len, default=())
-        for name, other in leads.items():
-            if other != lead:
-                raise ValueError(
-                    f"site {name!r} has values of shape {np.shape(values[name])}, which does not "
-                    f"fit the leading dimensions {lead} of the other sites: put the model into "
-                    f"numpyro.plate(name, size, dim={-1 - rank}) to have one configuration per row"
-                )
-        return lead
-
     # ---- how it looks ----------------------------------------------------------------------
 
     def __repr__(self) -> str:
@@ -432,30 +386,11 @@ class EnergyModel(ABC):
             leaves = jax.tree.leaves(value)
             if hasattr(value, "shape") and not isinstance(value, Site | StaticArray):
                 parts.append(f"{field.name}={tuple(value.shape)}")
-            elif isinstance(value, type):
-                parts.append(f"{field.name}={value.__name__}")
+            elif callable(value) and not isinstance(value, EnergyModel):
+                parts.append(f"{field.name}={getattr(value, '__name__', value)}")
             elif isinstance(value, EnergyModel | Site | str | int | float) or not leaves:
                 parts.append(f"{field.name}={value!r}")
             else:
                 shapes = jax.tree.map(lambda x: tuple(jnp.shape(x)), value)
                 parts.append(f"{field.name}={shapes}")
         return f"{name}({', '.join(parts)})"
-
-
-def _fill_normal(rng_key: Key, leaf: Any) -> jax.Array:
-    shape = jnp.shape(leaf)
-    scale = 1.0 / np.sqrt(max(shape)) if len(shape) > 1 else 1.0
-    return scale * jax.random.normal(rng_key, shape, jnp.result_type(float))
-
-
-def _fill_near(rng_key: Key, leaf: Any) -> jax.Array:
-    """Values near the given ones: they stay valid where validity is an open condition."""
-    if isinstance(leaf, jax.core.Tracer):
-        return _fill_normal(rng_key, leaf)
-    return jnp.asarray(leaf, jnp.result_type(float)) + 0.1 * _fill_normal(rng_key, leaf)
-
-
-def _fill_uniform(rng_key: Key, leaf: Any) -> jax.Array:
-    return jax.random.uniform(
-        rng_key, jnp.shape(leaf), jnp.result_type(float), minval=0.1, maxval=0.9
-    )

@@ -1,0 +1,127 @@
+"""An energy model as a NumPyro model: a masked base measure per site, then one factor."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, override
+
+import jax
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.primitives import CondIndepStackFrame, Messenger
+
+from pgm_energy._guards import NeedsDiscreteKernel, not_random
+from pgm_energy.sites import Site
+
+if TYPE_CHECKING:
+    from pgm_energy.energy import EnergyModel
+
+__all__ = ["CALLED_BY", "EnergyCall", "Origin", "call", "plates"]
+
+#: Entry of a site's ``infer`` that says which call of which energy model it belongs to.
+CALLED_BY = "energy_model"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EnergyCall:
+    """One call of an energy model inside a NumPyro model; compared by identity."""
+
+    model: EnergyModel
+
+
+class Origin(NamedTuple):
+    """Where a site of a NumPyro trace comes from.
+
+    Attributes
+    ----------
+    call
+        The call that made it.
+    site
+        Its name in the energy model, which ``handlers.scope`` does not change; None for the factor.
+    """
+
+    call: EnergyCall
+    site: str | None
+
+
+class _Units(Messenger):
+    """Tells NumPyro that the unit dimensions of a base measure are independent.
+
+    Else it misses a plate for them as soon as the model stands in a plate of rows. Automatic
+    guides look plates of real latent sites up in the trace, so those are left alone.
+    """
+
+    def __init__(self, name: str, site: Site) -> None:
+        super().__init__()
+        self._frames = [
+            CondIndepStackFrame(f"{name} unit {i}", i - len(site.shape), size)
+            for i, size in enumerate(site.shape)
+        ]
+
+    @override
+    def process_message(self, msg: Any) -> None:
+        msg["cond_indep_stack"].extend(self._frames)
+
+
+def call(model: EnergyModel, observed: Mapping[str, Any]) -> dict[str, Any]:
+    """Run an energy model as a NumPyro model and return the value of each site."""
+    here = EnergyCall(model)
+    values = {}
+    for name, site in model.sites.items():
+        infer: dict[str, Any] = {CALLED_BY: Origin(here, name)}
+        if site.dims:
+            infer["event_dims"] = list(site.dims)
+        if site.is_discrete and name not in observed:
+            infer["enumerate"] = NeedsDiscreteKernel(model.title, name)
+        known = site.is_discrete or name in observed
+        with _Units(name, site) if known else contextlib.nullcontext():
+            values[name] = numpyro.sample(
+                name, site.base_distribution().mask(False), obs=observed.get(name), infer=infer
+            )
+    lead = plates(model, values)
+    density = model
+    if model.known_log_partition is None:
+        density = jax.tree.map(functools.partial(not_random, model.title), model)
+    log_factor = -density._batched_energy(values, lead)
+    if lead:  # the unit dimensions of the plates' frame come back as ones, so that plates align
+        log_factor = log_factor.reshape(lead + (1,) * rank(model))
+    factor = dist.Unit(log_factor)  # numpyro.factor, with a word about where it comes from
+    about = {"is_auxiliary": True, CALLED_BY: Origin(here, None)}
+    numpyro.sample("log_density", factor, obs=factor.sample(None), infer=about)
+    return values
+
+
+def rank(model: EnergyModel) -> int:
+    """Return the number of unit dimensions of the widest site; plates stand left of them."""
+    return max(len(site.shape) for site in model.sites.values())
+
+
+def plates(model: EnergyModel, values: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the sizes of the plates around a call, from the leading dimensions of the values.
+
+    Raises
+    ------
+    ValueError
+        If they differ between sites, or a plate stands where the units are.
+    """
+    leads = {}
+    for name, site in model.sites.items():
+        lead = np.shape(values[name])[: np.ndim(values[name]) - len(site.shape)]
+        gap = rank(model) - len(site.shape)
+        if lead and gap and lead[-gap:] == (1,) * gap:
+            lead = lead[:-gap]
+        leads[name] = lead
+    lead = max(leads.values(), key=len, default=())
+    for name, other in leads.items():
+        if other != lead:
+            raise ValueError(
+                f"site {name!r} has values of shape {np.shape(values[name])}, which does not fit "
+                f"the leading dimensions {lead} of the other sites: put the model into "
+                f"numpyro.plate(name, size, dim={-1 - rank(model)}) to have one configuration per "
+                "row"
+            )
+    return lead

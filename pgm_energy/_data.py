@@ -10,7 +10,7 @@ import numpy as np
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Binary, Site
 
-__all__ = ["as_rows", "encode_rows"]
+__all__ = ["as_rows", "encode_rows", "site_rows"]
 
 
 def as_rows(
@@ -65,7 +65,7 @@ def as_rows(
         raise ValueError(f"{name} lacks site {missing[0]!r}")
     rows: dict[str, np.ndarray] = {}
     for key in names:
-        rows[key] = _site_rows(
+        rows[key] = site_rows(
             model.sites[key], key, data[key], name, allow_missing, allow_intensities
         )
     counts = {key: len(value) for key, value in rows.items()}
@@ -74,9 +74,15 @@ def as_rows(
     return rows
 
 
-def _site_rows(
-    site: Site, key: str, value: Any, name: str, allow_missing: bool, allow_intensities: bool
+def site_rows(
+    site: Site,
+    key: str,
+    value: Any,
+    name: str,
+    allow_missing: bool = False,
+    allow_intensities: bool = False,
 ) -> np.ndarray:
+    """Return the rows of one site, checked: see :func:`as_rows`."""
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} for site {key!r} must be numbers, got dtype {array.dtype}")

@@ -5,6 +5,7 @@ from pgm_energy.transforms.condition import Conditioned, condition
 from pgm_energy.transforms.marginalize import Marginal, marginalize
 from pgm_energy.transforms.relax import Relaxed, relax
 from pgm_energy.transforms.temper import Tempered, temper
+from pgm_energy.transforms.tilt import Tilted, tilt
 
 __all__ = [
     "Binarized",
@@ -12,9 +13,11 @@ __all__ = [
     "Marginal",
     "Relaxed",
     "Tempered",
+    "Tilted",
     "binarize",
     "condition",
     "marginalize",
     "relax",
     "temper",
+    "tilt",
 ]

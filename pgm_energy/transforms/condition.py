@@ -12,7 +12,7 @@ import numpy as np
 from pgm_energy._struct import Key, is_concrete, struct
 from pgm_energy.configurations import interior_point
 from pgm_energy.energy import EnergyModel
-from pgm_energy.natural import Natural, Values, derive_natural_parameters
+from pgm_energy.natural import Natural, Values, derive_natural_parameters, select
 from pgm_energy.sites import OneHot, Real, Site
 from pgm_energy.transforms._base import rebuild, require_model, wrapped
 
@@ -83,10 +83,21 @@ class Conditioned(EnergyModel):
     def natural_parameters(
         self, site: str, values: Values, index: jax.Array | None = None
     ) -> Natural:
-        if self.partial and (site in self.partial or not self.sites[site].is_discrete):
+        if self.partial and not self.sites[site].is_discrete:
             natural = derive_natural_parameters(self, site, values, index)
             # large terms of clamped units cancel in the energy, but not in this part of it
             return natural._replace(rest=None) if site in self.partial else natural
+        inner_values = self._inner_values(values)
+        natural = self.model.natural_parameters(site, inner_values, index)
+        if site in self.partial:
+            family, pinned, _ = self._pin(site)
+            free = select(self._free_like(site), family, index)
+            eta = jnp.where(free > 0.5, natural.eta, select(pinned, family, index))
+            natural = natural._replace(eta=eta)
+        return natural._replace(rest=None) if self.partial else natural
+
+    def _inner_values(self, values: Values) -> dict[str, Any]:
+        """Values of the model's own sites: what is given, and elsewhere what came."""
         inner_values = dict(values)
         for name, free in self.free.items():
             if isinstance(values[name], OneHot):
@@ -96,8 +107,7 @@ class Conditioned(EnergyModel):
                 inner_values[name] = jnp.where(free > 0.5, values[name], self._raw(name))
         for name, given in self.given.items():
             inner_values[name] = self.model.sites[name].from_encoded(given)
-        natural = self.model.natural_parameters(site, inner_values, index)
-        return natural._replace(rest=None) if self.partial else natural
+        return inner_values
 
     def _raw_of(self, name: str, encoded: jax.Array) -> jax.Array:
         site = self.model.sites[name]

@@ -94,15 +94,18 @@ class Marginal(EnergyModel):
         natural = self._natural(self._inner_values(self.encode(values)))
         return self.model.sites[self.site].mean(natural.eta, natural.precision)
 
+    def draw(self, rng_key: Key, values: Values) -> jax.Array:
+        """Return raw values of the site that was summed out, drawn given the rest."""
+        site = self.model.sites[self.site]
+        natural = self._natural(self._inner_values(self.encode(values)))
+        return site.cast(site.sample(rng_key, natural.eta, natural.precision))
+
     def decode(self, rng_key: Key, samples: Values) -> dict[str, jax.Array]:
         """Return samples of the original sites: the site is drawn from its conditional."""
-        site = self.model.sites[self.site]
 
         def draw(key: jax.Array, values: Any) -> Any:
-            natural = self._natural(self._inner_values(self.encode(values)))
-            new = site.sample(key, natural.eta, natural.precision)
             kept = {name: self.sites[name].cast(value) for name, value in values.items()}
-            return {**kept, self.site: site.cast(new)}
+            return {**kept, self.site: self.draw(key, values)}
 
         first, second = jax.random.split(rng_key)
         name = next(iter(self.sites))

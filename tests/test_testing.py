@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpyro.infer import DiscreteGibbs
+from numpyro.infer import HMC, DiscreteGibbs
 
 import pgm_energy as pgm
 from pgm_energy import testing
@@ -428,7 +428,7 @@ def _on_another(change):
 
 
 sign_error = _on_another(lambda m: pgm.replace(m, weights=-m.weights))
-ignored_coupling = _on_another(lambda m: pgm.replace(m, weights=m.weights.at[0, 0].set(0.0)))
+ignored_coupling = _on_another(lambda m: pgm.replace(m, weights=m.weights.at[2, 0].set(0.0)))
 
 
 def leaves_support(key, values, model):
@@ -515,6 +515,34 @@ def test_a_transition_law_that_does_not_sum_to_one_is_caught(rng_key):
         check_kernel(Leaky(pgm.gibbs_kernel(pgm.blocks(model))), model, rng_key)
 
 
+def test_more_steps_and_the_report_a_person_reads(rng_key):
+    model = _rbm(num_visible=2, num_hidden=2)
+    report = check_kernel(pgm.BlockGibbs(model), model, rng_key, num_draws=5000, num_steps=3)
+    found = dict(report.checks)
+    assert "of 5000 draws changed in 3 steps" in found["moved"]
+    assert found["pairs"].startswith("smallest p = ")
+    assert "of neighbours" in found["chains"]
+
+
+def test_a_failure_names_the_state_and_says_where_to_look(rng_key):
+    with pytest.raises(
+        ConformanceError, match=r"state {'v': .* came \d+ times, .* expected"
+    ) as told:
+        check_kernel(synchronous_layers, _rbm(), rng_key)
+    assert "a key used twice" in str(told.value)
+
+
+def test_kernels_whose_exact_start_is_unknown_are_refused(rng_key):
+    model = _rbm(num_visible=2, num_hidden=2)
+    other = _rbm(num_visible=2, num_hidden=3)
+    for wrong in (pgm.BlockGibbs(other), HMC(pgm.relax(other))):
+        with pytest.raises(ValueError, match="samples another model than the one given"):
+            check_kernel(wrong, model, rng_key, num_draws=100)
+    real = _gaussian_rbm()
+    with pytest.raises(ValueError, match="exact replicas are known for one base only"):
+        check_kernel(pgm.ParallelTempering(real), real, rng_key, num_draws=100)
+
+
 # ---- oracles ----------------------------------------------------------------------------------
 
 
@@ -565,5 +593,7 @@ def test_bad_arguments_are_refused():
         testing.check_kernel(right_layers, model, num_draws=0)
     with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
         testing.check_kernel(right_layers, model, alpha=0.0)
+    with pytest.raises(ValueError, match="num_steps must be"):
+        testing.check_kernel(right_layers, model, num_steps=0)
     with pytest.raises(ValueError, match="too few for a test"):
         testing.check_kernel(right_layers, model, num_draws=5)

@@ -4,8 +4,9 @@ They are what this package's own tests use. The statistical test needs SciPy, wh
 """
 
 from pgm_energy.testing.exam import ConformanceError, ConformanceReport
-from pgm_energy.testing.kernel import check_kernel, enumerate_states, exact_transition_matrix
+from pgm_energy.testing.kernel import check_kernel
 from pgm_energy.testing.model import check_energy_model
+from pgm_energy.testing.states import enumerate_states, exact_transition_matrix
 
 __all__ = [
     "ConformanceError",

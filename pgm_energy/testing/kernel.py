@@ -2,125 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pgm_energy._checks import require_count, require_key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.enumeration import StateSpace, double, require_concrete
-from pgm_energy.exact_law import exact
-from pgm_energy.testing.exam import SINGLE, ConformanceError, ConformanceReport, Exam, precision
+from pgm_energy.enumeration import StateSpace, require_concrete
+from pgm_energy.exact_law import ExactResult, exact
+from pgm_energy.testing.chains import Moved, move
+from pgm_energy.testing.exam import SINGLE, ConformanceError, ConformanceReport, Exam
+from pgm_energy.testing.states import (
+    MAX_MATRIX_STATES,
+    enumerate_states,
+    exact_transition_matrix,
+    log_prob_of,
+)
+from pgm_energy.testing.statistics import (
+    check_against_law,
+    check_chains,
+    check_pairs,
+    check_same,
+    columns,
+)
 
-__all__ = ["check_kernel", "enumerate_states", "exact_transition_matrix"]
-
-#: Most joint states of which the transition matrix is computed.
-MAX_MATRIX_STATES = 512
+__all__ = ["check_kernel"]
 
 Raw = dict[str, Any]
-
-
-def enumerate_states(model: EnergyModel) -> dict[str, np.ndarray]:
-    """Return every joint state of a discrete model, ``(num_states, *shape)`` by site.
-
-    Raises
-    ------
-    ValueError
-        If a site is real, or there are more than 2^20 states.
-
-    Notes
-    -----
-    In the order of ``itertools.product``, as in :func:`pgm_energy.exact`; clamped units stay.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp, pgm_energy as pgm
-    >>> enumerate_states(pgm.BoltzmannMachine(weights=jnp.zeros((2, 2))))["v"].tolist()
-    [[0, 0], [0, 1], [1, 0], [1, 1]]
-    """
-    require_concrete(model, "enumerate_states")
-    for name, site in model.sites.items():
-        if not site.is_discrete:
-            raise ValueError(f"site {name!r} is real: it has no list of states")
-    space = StateSpace.of(model, list(model.sites))
-    if space.size > 2**20:
-        raise ValueError(f"2^{math.log2(space.size):.1f} states are more than 2^20")
-    values = jax.vmap(lambda n: model.clamp(space.values(n)))(jnp.arange(space.size))
-    return {name: np.asarray(values[name]) for name in model.sites}
-
-
-def exact_transition_matrix(kernel: Any, model: EnergyModel) -> np.ndarray:
-    """Return the transition matrix of a kernel that knows its probabilities.
-
-    Parameters
-    ----------
-    kernel
-        With ``transition_log_prob(values, new_values, model)`` (nats), such as what
-        ``gibbs_kernel`` returns, or with ``jump_log_prob`` of the same arguments, of two
-        different configurations: what all jumps leave is the probability of staying.
-    model
-        A discrete model of at most 512 states.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(num_states, num_states)``, rows are the present state; in the order of
-        :func:`enumerate_states`.
-
-    Raises
-    ------
-    TypeError
-        If the kernel has neither.
-    ValueError
-        If there are too many states.
-
-    Notes
-    -----
-    Exact, in float64. Cost: one sweep per pair of states.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp, pgm_energy as pgm
-    >>> model = pgm.BoltzmannMachine(weights=jnp.zeros((2, 2)))
-    >>> exact_transition_matrix(pgm.gibbs_kernel(pgm.blocks(model)), model).round(2)[0].tolist()
-    [0.25, 0.25, 0.25, 0.25]
-    """
-    log_prob = _log_prob_of(kernel)
-    if log_prob is None:
-        raise TypeError(
-            f"{type(kernel).__name__} has no transition_log_prob(values, new_values, model) and no "
-            "jump_log_prob: its transition matrix is not known; check_kernel tests it by its draws"
-        )
-    states = enumerate_states(model)
-    count = len(next(iter(states.values())))
-    if count > MAX_MATRIX_STATES:
-        raise ValueError(
-            f"the transition matrix is for at most {MAX_MATRIX_STATES} states, got {count}"
-        )
-
-    @jax.jit
-    def matrix(model: EnergyModel, states: Raw) -> jax.Array:
-        def row(values: Raw) -> jax.Array:
-            return jax.vmap(lambda new: log_prob(values, new, model))(states)
-
-        return jax.lax.map(row, states)
-
-    with precision(True):
-        found = np.exp(np.asarray(matrix(double(model), states)))
-    if not hasattr(kernel, "transition_log_prob"):
-        np.fill_diagonal(found, 0.0)
-        np.fill_diagonal(found, 1.0 - found.sum(axis=1))
-    return found
-
-
-def _log_prob_of(kernel: Any) -> Any:
-    return getattr(kernel, "transition_log_prob", getattr(kernel, "jump_log_prob", None))
-
-
-# ---- kernels ------------------------------------------------------------------------------------
 
 
 def check_kernel(
@@ -129,6 +38,7 @@ def check_kernel(
     rng_key: Any = None,
     *,
     num_draws: int = 20_000,
+    num_steps: int = 1,
     alpha: float = 1e-6,
 ) -> ConformanceReport:
     """Return a report that a kernel leaves the exact law of a model invariant.
@@ -136,16 +46,19 @@ def check_kernel(
     Parameters
     ----------
     kernel
-        A pure kernel ``(rng_key, values, model) -> (values, info)`` or a NumPyro ``MCMCKernel``.
+        A pure kernel ``(rng_key, values, model) -> (values, info)`` or a NumPyro ``MCMCKernel``
+        on the model or on its Gaussian twin.
     model
         A model small enough for :func:`pgm_energy.exact`; real sites must be normal given the
         discrete ones.
     rng_key
         A JAX random key; ``jax.random.key(0)`` if None.
     num_draws
-        Number of chains, each started from the exact law and moved once.
+        Number of chains, each started from the exact law and looked at once.
+    num_steps
+        Steps of every chain; parallel tempering takes at least two, one for each set of pairs.
     alpha
-        Probability with which a right kernel is rejected.
+        Probability with which a right kernel fails, for each of the statistical checks.
 
     Returns
     -------
@@ -157,18 +70,34 @@ def check_kernel(
     ConformanceError
         If the exact law is not invariant, with the numbers.
     ValueError
-        If the model is too large, or the draws too few for a test.
+        If the model is too large, the draws too few for a test, or the kernel samples another
+        model.
 
     Notes
     -----
-    A kernel with ``transition_log_prob`` or ``jump_log_prob`` (see
-    :func:`exact_transition_matrix`) is examined exactly on models of at most 512 states: rows
-    sum to 1 without negative entries and pi T = pi to 1e-5 (a bias that is wrong by 0.01 is seen).
-    Every kernel also moves chains that start from the exact law, one step each, and Pearson's
-    chi-square (SciPy) compares the joint states with the law, cells of less than 5 expected draws
-    pooled. With real sites the moved draws are compared with fresh exact ones, real units cut at
-    quantiles.
-    Invariance only: a kernel that never moves passes, its share of moved draws is reported.
+    *Exactly*, where the kernel has ``transition_log_prob`` or ``jump_log_prob`` (see
+    :func:`exact_transition_matrix`) and the model at most 512 states: rows of the transition
+    matrix T sum to 1 without negative entries, and pi T = pi to 1e-5. A bias that is wrong by
+    0.01 is seen. Which states reach each other is reported; a kernel of some of the sites cannot
+    reach all.
+
+    *By draws*, every kernel: chains start from the exact law, so the law after their steps is
+    known without any burn-in. Pearson's chi-square (SciPy) compares the joint states with the
+    law; with real sites, moved draws with fresh exact ones, real units cut at quantiles. Then the
+    joint frequencies of every pair of variables are compared with those of fresh exact draws, and
+    neighbouring chains are compared with each other: they must not share their noise.
+
+    *Jointly with auxiliary variables*, in the manner of Geweke: a pure kernel that has
+    ``augment(rng_key, values, model)``, which returns exact auxiliary variables by name, and
+    ``move(rng_key, values, auxiliary, model)``, which returns new values given them (the bonds
+    of Swendsen and Wang), the replicas of :class:`~pgm_energy.ParallelTempering`, and the real
+    variables of the twin that ``relax`` makes. All of them start from their exact joint law.
+
+    Invariance only: a kernel that never moves passes, its share of moved chains is reported.
+
+    References
+    ----------
+    J. Geweke (2004), Getting it right: joint distribution tests of posterior simulators.
 
     Examples
     --------
@@ -181,6 +110,7 @@ def check_kernel(
     """
     require_concrete(model, "check_kernel")
     require_count("num_draws", num_draws)
+    require_count("num_steps", num_steps)
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha!r}")
     key = require_key(jax.random.key(0) if rng_key is None else rng_key)
@@ -188,30 +118,37 @@ def check_kernel(
     exam = Exam(f"{owner} on {type(model).__name__}")
     law = exact(model)
     discrete = all(site.is_discrete for site in model.sites.values())
-    if _log_prob_of(kernel) is not None and discrete:
+    if log_prob_of(kernel) is not None and discrete:
         if law.num_states <= MAX_MATRIX_STATES:
             _check_matrix(exam, kernel, model, law.probabilities)
         else:
             exam.note("transition matrix", f"not computed for {law.num_states} states")
-    start_key, step_key, fresh_key = jax.random.split(key, 3)
-    start = law.sample(start_key, num_draws)
-    moved = _move(kernel, model, step_key, start, num_draws)
-    changed = np.zeros(num_draws, dtype=bool)
-    for name in model.sites:
-        before, after = (np.asarray(v[name]).reshape(num_draws, -1) for v in (start, moved))
-        changed |= (before != after).any(axis=1)
-    exam.note("moved", f"{changed.mean():.1%} of {num_draws} draws changed")
-    numbers = _state_numbers(law.space, moved)
-    if discrete:
-        counts = np.bincount(numbers, minlength=law.num_states)
-        _pearson(exam, law.probabilities, counts, alpha)
-    else:
-        fresh = law.sample(fresh_key, num_draws)
-        _two_samples(exam, model, law.space, moved, fresh, alpha)
+    draw_key, step_key = jax.random.split(key)
+    draws = law.sample(draw_key, 2 * num_draws)
+    start, fresh = ({k: x[i::2] for k, x in draws.items()} for i in (0, 1))
+    moved = move(kernel, model, step_key, start, fresh, num_steps)
+    _note_moves(exam, start, moved)
+    _check_states(exam, law, moved.values, fresh, alpha)
+    first, second = columns(moved.joint, moved.fresh)
+    name = f"pairs, with {moved.auxiliary}" if moved.auxiliary else "pairs"
+    check_pairs(exam, name, first, second, alpha)
+    check_chains(exam, columns(moved.values)[0], alpha)
     return exam.report()
 
 
+def _note_moves(exam: Exam, start: Raw, moved: Moved) -> None:
+    count = len(next(iter(start.values())))
+    changed = np.zeros(count, dtype=bool)
+    for name, after in moved.values.items():
+        before = np.asarray(start[name])
+        changed |= (before != after).reshape(count, -1).any(axis=1)
+    steps = "one step" if moved.num_steps == 1 else f"{moved.num_steps} steps"
+    exam.note("moved", f"{changed.mean():.1%} of {count} draws changed in {steps}")
+
+
 def _check_matrix(exam: Exam, kernel: Any, model: EnergyModel, law: np.ndarray) -> None:
+    from scipy.sparse import csgraph
+
     matrix = exact_transition_matrix(kernel, model)
     rows = matrix.sum(axis=1)
     exam.close("rows of T sum to 1", rows, np.ones(len(rows)), 1.0, SINGLE, "a sum")
@@ -231,29 +168,33 @@ def _check_matrix(exam: Exam, kernel: Any, model: EnergyModel, law: np.ndarray) 
             "per state)",
         )
     exam.note("pi T = pi", f"worst difference {np.abs(after - law).max():.1e}")
+    possible = matrix[np.ix_(law > 0.0, law > 0.0)] > 0.0
+    parts, _ = csgraph.connected_components(possible, directed=True, connection="strong")
+    every = f"every one of {len(possible)} states reaches every other"
+    exam.note("reach", every if parts == 1 else f"{len(possible)} states in {parts} closed parts")
 
 
-def _move(kernel: Any, model: EnergyModel, key: jax.Array, start: Raw, count: int) -> Raw:
-    """One step of a kernel for every draw."""
-    if hasattr(kernel, "init") and hasattr(kernel, "sample"):
+def _check_states(exam: Exam, law: ExactResult, moved: Raw, fresh: Raw, alpha: float) -> None:
+    """The joint states after the steps, against the law or against fresh draws."""
+    numbers = _state_numbers(law.space, moved)
+    sites = law.model.sites
+    if all(site.is_discrete for site in sites.values()):
+        counts = np.bincount(numbers, minlength=law.num_states)
 
-        def step(key: jax.Array, values: Raw) -> Raw:
-            first, _ = jax.random.split(key)
-            state = kernel.init(
-                first, num_warmup=0, init_params=values, model_args=(), model_kwargs={}
-            )
-            state = kernel.sample(state, (), {})
-            moved = getattr(state, kernel.sample_field)
-            return {name: moved[name] for name in model.sites}
+        def describe(number: int) -> str:
+            values = {name: law.states[name][number].tolist() for name in sites}
+            return f"state {values}"
 
-    else:
-
-        def step(key: jax.Array, values: Raw) -> Raw:
-            moved = kernel(key, values, model)[0]
-            return {name: moved[name] for name in model.sites}
-
-    moved = jax.jit(jax.vmap(step))(jax.random.split(key, count), start)
-    return {name: np.asarray(value) for name, value in moved.items()}
+        check_against_law(exam, law.probabilities, counts, alpha, describe)
+        return
+    count = len(numbers)
+    names = [name for name, site in sites.items() if not site.is_discrete]
+    after, exact_draws = (
+        np.concatenate([np.asarray(x[name]).reshape(count, -1) for name in names], axis=1)
+        for x in (moved, fresh)
+    )
+    cells = np.concatenate([numbers, _state_numbers(law.space, fresh)])
+    check_same(exam, cells, after, exact_draws, alpha)
 
 
 def _state_numbers(space: StateSpace, values: Raw) -> np.ndarray:
@@ -273,67 +214,3 @@ def _state_numbers(space: StateSpace, values: Raw) -> np.ndarray:
                 )
             numbers = numbers * len(site.states) + np.argmax(inside, axis=1)
     return numbers
-
-
-def _pearson(exam: Exam, law: np.ndarray, counts: np.ndarray, alpha: float) -> None:
-    from scipy import stats
-
-    total = int(counts.sum())
-    impossible = counts[law == 0.0].sum()
-    if impossible:
-        exam.fail("chi-square", f"{impossible} draws in states of probability zero")
-    order = np.argsort(law)
-    expected, observed = law[order] * total, counts[order]
-    rare = int(np.searchsorted(expected, 5.0))
-    while rare and expected[:rare].sum() < 5.0 and rare < len(expected):
-        rare += 1
-    if rare:
-        expected = np.append(expected[rare:], expected[:rare].sum())
-        observed = np.append(observed[rare:], observed[:rare].sum())
-    if len(expected) < 2:
-        raise ValueError(
-            f"{total} draws are too few for a test over {len(law)} states: raise num_draws"
-        )
-    result = stats.chisquare(observed, expected * (total / expected.sum()))
-    _judge(exam, float(result.statistic), float(result.pvalue), len(expected), alpha, total)
-
-
-def _two_samples(
-    exam: Exam, model: EnergyModel, space: StateSpace, moved: Raw, fresh: Raw, alpha: float
-) -> None:
-    """Chi-square of moved against fresh exact draws, over states and quantiles of real units."""
-    from scipy import stats
-
-    both = {k: np.concatenate([np.asarray(moved[k]), np.asarray(fresh[k])]) for k in model.sites}
-    count = len(next(iter(both.values())))
-    cells = _state_numbers(space, both)
-    real = [both[k].reshape(count, -1) for k, s in model.sites.items() if not s.is_discrete]
-    columns = np.concatenate(real, axis=1)
-    if not np.isfinite(columns).all():
-        exam.fail("chi-square", "the kernel moved a real unit to NaN or infinity")
-    width = 4 if columns.shape[1] <= 4 else 2
-    # each cut adds a factor to the number of cells: the first few units, and the total
-    for column in (*columns.T[:5], columns.sum(axis=1)):
-        edges = np.quantile(column, np.arange(1, width) / width)
-        cells = cells * width + np.searchsorted(edges, column)
-    _, cells = np.unique(cells, return_inverse=True)
-    table = np.stack([np.bincount(part, minlength=cells.max() + 1) for part in np.split(cells, 2)])
-    table = table[:, np.argsort(table.sum(axis=0))]
-    rare = int(np.searchsorted(table.sum(axis=0), 10))
-    if rare:
-        table = np.concatenate(
-            [table[:, :rare].sum(axis=1, keepdims=True), table[:, rare:]], axis=1
-        )
-    if table.shape[1] < 2:
-        raise ValueError(f"{count // 2} draws are too few for a test: raise num_draws")
-    result = stats.chi2_contingency(table, correction=False)
-    _judge(exam, float(result.statistic), float(result.pvalue), table.shape[1], alpha, count // 2)
-
-
-def _judge(
-    exam: Exam, statistic: float, pvalue: float, cells: int, alpha: float, total: int
-) -> None:
-    text = f"p = {pvalue:.3g}, statistic {statistic:.1f}, {cells} cells, {total} draws"
-    if pvalue < alpha:
-        exam.fail("chi-square", f"{text}: below alpha = {alpha:.0e}")
-    exam.note("chi-square", text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,12 @@ from pgm_energy.probe import Probe, eager_float64, probe
 from pgm_energy.sites import Binary, Real, Site, Spin
 from pgm_energy.transforms._base import map_leading, require_model
 
-__all__ = ["Relaxed", "relax"]
+__all__ = ["Relaxed", "Shift", "relax"]
+
+#: How the diagonal of a twin is chosen.
+Shift = Literal["uniform", "per_site", "per_unit"]
+#: Relative change of the trace at which the search of :func:`_least_trace` ends, and its rounds.
+_STILL, _MOST_ROUNDS = 1e-12, 500
 
 
 @struct
@@ -48,27 +53,41 @@ class Relaxed(EnergyModel):
         norm = 0.5 * y.shape[0] * math.log(2.0 * math.pi)
         return 0.5 * y @ y + norm + self.offset - total
 
+    def decode(self, rng_key: Key, samples: Values) -> dict[str, jax.Array]:
+        """Return samples of the original sites: given y they are independent."""
+        first, second = jax.random.split(rng_key)
+        out = map_leading(self.units, first, {"y": samples["y"]}, self.sites["y"], "y")
+        return self.model.decode(second, out)
+
+    def units(self, rng_key: Key, values: Values) -> dict[str, jax.Array]:
+        """Return a configuration of the model's units given one of the twin."""
+        parts = self._split(self.loadings @ values["y"] + self.bias)
+        keys = jax.random.split(rng_key, len(parts))
+        drawn = {
+            name: site.cast(site.sample(key, eta))
+            for (name, site, eta), key in zip(parts, keys, strict=True)
+        }
+        return self.model.clamp(drawn)
+
+    def augment(self, rng_key: Key, values: Values) -> dict[str, jax.Array]:
+        """Return one configuration of the twin given one of the model's units.
+
+        Notes
+        -----
+        Exact, ``y ~ N(L'x, I)``: exact draws of the units become exact draws of the twin, and the
+        way back is :meth:`units`.
+        """
+        encoded = self.model.encode(values)
+        flat = jnp.concatenate([jnp.reshape(encoded[name], -1) for name in self.model.sites])
+        mean = flat @ self.loadings
+        return {"y": mean + jax.random.normal(rng_key, mean.shape, mean.dtype)}
+
     def _split(self, flat: jax.Array) -> list[tuple[str, Site, jax.Array]]:
         parts, start = [], 0
         for name, site in self.model.sites.items():
             parts.append((name, site, flat[start : start + site.size].reshape(site.shape)))
             start += site.size
         return parts
-
-    def decode(self, rng_key: Key, samples: Values) -> dict[str, jax.Array]:
-        """Return samples of the original sites: given y they are independent."""
-        first, second = jax.random.split(rng_key)
-
-        def draw(key: jax.Array, values: Any) -> Any:
-            parts = self._split(self.loadings @ values["y"] + self.bias)
-            keys = jax.random.split(key, len(parts))
-            return {
-                name: site.cast(site.sample(k, eta))
-                for (name, site, eta), k in zip(parts, keys, strict=True)
-            }
-
-        out = map_leading(draw, first, {"y": samples["y"]}, self.sites["y"], "y")
-        return self.model.decode(second, self.model.clamp(out))
 
 
 def _pairwise(model: EnergyModel, exam: Probe) -> tuple[np.ndarray, np.ndarray, float, float]:
@@ -111,30 +130,86 @@ def _pairwise(model: EnergyModel, exam: Probe) -> tuple[np.ndarray, np.ndarray, 
     return couplings - np.diag(np.diagonal(couplings)), linear, constant, residual
 
 
-def relax(model: EnergyModel) -> EnergyModel:
+def _diagonal(couplings: np.ndarray, shift: Shift, sizes: list[int]) -> np.ndarray:
+    """D of a kind with J + D semidefinite, as small as it can be."""
+    shape = np.ones(len(couplings))
+    if shift == "per_unit":
+        shape = _least_trace(couplings)
+    elif shift == "per_site":  # equal sums: the smallest trace of two layers
+        shape = np.repeat(1.0 / np.asarray(sizes), sizes)
+    shape = np.maximum(shape, 1e-9 * max(float(shape.max()), 1e-300))
+    root = np.sqrt(shape)
+    lowest = float(np.linalg.eigvalsh(couplings / np.outer(root, root))[0])
+    return max(0.0, -lowest) * shape
+
+
+def _least_trace(couplings: np.ndarray) -> np.ndarray:
+    """D of least trace with J + D semidefinite, nearly: from the dual, by coordinates.
+
+    The dual is ``max -<J, X>`` over correlation matrices. With ``X = VV'``, rows of unit length
+    and more than sqrt(2n) columns, setting each row to minus the direction of ``J_i V`` in turn
+    converges to its maximum, and the lengths of ``J_i V`` are D.
+    """
+    count = len(couplings)
+    rows = np.random.default_rng(0).normal(size=(count, math.ceil(math.sqrt(2 * count)) + 1))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.zeros(count)
+    for _ in range(_MOST_ROUNDS):
+        before = lengths.sum()
+        for i in range(count):
+            pull = couplings[i] @ rows
+            lengths[i] = np.linalg.norm(pull)
+            if lengths[i] > 0.0:
+                rows[i] = -pull / lengths[i]
+        if abs(lengths.sum() - before) <= _STILL * lengths.sum():
+            break
+    return lengths
+
+
+def relax(model: EnergyModel, *, shift: Shift = "uniform") -> EnergyModel:
     """Return the Gaussian twin: the same log Z over one real site ``y``, for NUTS and HMC.
 
     Parameters
     ----------
     model
         A model of binary and spin sites with pairwise energy and concrete parameters.
+    shift
+        The diagonal D that makes the couplings J semidefinite: ``"uniform"``, the smallest
+        multiple of the identity; ``"per_site"``, one number per site, the larger the fewer its
+        units; ``"per_unit"``, the D of least trace.
 
     Raises
     ------
     ValueError
-        If a site is of another family, the energy is not pairwise, or the parameters are traced.
+        If a site is of another family, the energy is not pairwise, the parameters are traced, or
+        ``shift`` is none of these.
 
     Notes
     -----
-    Exact. J is shifted by the smallest multiple of the identity that makes it semidefinite and
-    null directions are dropped, so ``y`` has fewer entries than the model has units. One
-    gradient costs two products with an (units x entries) matrix. ``decode`` draws the units,
-    which given y are independent.
+    Exact with every shift: x_i^2 is x_i for binary units and 1 for spins, so D moves between
+    couplings, biases and constant. It decides how closely ``y ~ N(L'x, I)`` with ``LL' = J + D``
+    follows each unit, and with it how fast unit i changes: slower the larger D_i. The uniform
+    shift has the smallest possible largest D_i, which serves the unit that mixes worst; the least
+    trace serves the average unit and lets hubs pay for it. Binary units are measured as spins, so
+    a model and its ``binarize`` have the same twin. Measured, the uniform one is at least as good
+    for the worst unit nearly everywhere (the table is in the guide, "How to choose a sampler").
+
+    For two layers with couplings W = U S V', the per-site shift is the twin of the factorised
+    couplings: L has the rows ``sqrt(a) U`` and ``sqrt(b) V`` in front of its eigenvectors, ab the
+    largest squared singular value. There is no exact twin of only rank(W) entries: it would leave
+    the couplings UU' and VV' within the layers, which the model does not have.
+
+    Directions in which J + D is zero are dropped, so ``y`` has fewer entries than the model has
+    units. One gradient costs two products with a (units x entries) matrix; ``"per_unit"`` costs
+    some hundred passes over J once. ``decode`` draws the units, which given y are independent.
 
     References
     ----------
-    J. Hubbard (1959), Calculation of partition functions. Y. Zhang, C. Sutton, A. Storkey and
-    Z. Ghahramani (2012), Continuous relaxations for discrete Hamiltonian Monte Carlo.
+    J. Hubbard (1959), Calculation of partition functions. J. Martens and I. Sutskever (2010),
+    Parallelizable sampling of Markov random fields. Y. Zhang, C. Sutton, A. Storkey and
+    Z. Ghahramani (2012), Continuous relaxations for discrete Hamiltonian Monte Carlo, for the
+    choice of D. P.-W. Wang, W.-C. Chang and J. Z. Kolter (2017), The mixing method: coordinate
+    descent for low-rank semidefinite programming, for the least trace.
 
     Examples
     --------
@@ -142,8 +217,12 @@ def relax(model: EnergyModel) -> EnergyModel:
     >>> twin = pgm.relax(pgm.RBM(weights=jnp.ones((3, 2))))
     >>> list(twin.sites)
     ['y']
+    >>> pgm.relax(pgm.RBM(weights=jnp.ones((3, 2))), shift="per_unit").sites["y"].size
+    4
     """
     require_model(model, "relax")
+    if shift not in get_args(Shift):
+        raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
     for name, site in model.sites.items():
         if not isinstance(site, Binary | Spin):
             what = (
@@ -178,16 +257,19 @@ def relax(model: EnergyModel) -> EnergyModel:
             f"(worst relative residual {residual:.2g}); use BlockGibbs, or NUTS on marginalize "
             "where a real site is left"
         )
-    eigenvalues, vectors = np.linalg.eigh(0.5 * (couplings + couplings.T))
-    shift = max(0.0, -float(eigenvalues[0]))
-    lifted = eigenvalues + shift
-    keep = lifted > 1e-9 * max(float(lifted[-1]), 1e-300)
+    binary = np.concatenate([np.full(s.size, isinstance(s, Binary)) for s in model.sites.values()])
+    # 0/1 is half of 1 + spin: measured in spins, so that the twin of `binarize` is the same
+    scale = np.where(binary, 0.5, 1.0)
+    spins = 0.5 * (couplings + couplings.T) * np.outer(scale, scale)
+    diagonal = _diagonal(spins, shift, [site.size for site in model.sites.values()])
+    eigenvalues, vectors = np.linalg.eigh(spins + np.diag(diagonal))
+    keep = eigenvalues > 1e-9 * max(float(eigenvalues[-1]), 1e-300)
     if not keep.any():  # no couplings at all: one entry that says nothing
         keep[-1] = True
-    loadings = vectors[:, keep] * np.sqrt(lifted[keep])
-    binary = np.concatenate([np.full(s.size, isinstance(s, Binary)) for s in model.sites.values()])
-    bias = linear - np.where(binary, 0.5 * shift, 0.0)
-    offset = constant + 0.5 * shift * float((~binary).sum())
+    loadings = vectors[:, keep] * np.sqrt(np.maximum(eigenvalues[keep], 0.0)) / scale[:, None]
+    diagonal = diagonal / scale**2
+    bias = linear - np.where(binary, 0.5 * diagonal, 0.0)
+    offset = constant + 0.5 * float(diagonal[~binary].sum())
     twin = Relaxed(
         model=model,
         loadings=jnp.asarray(loadings),

@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types docs clean check-python
+.PHONY: help demo test bench lint types docs clean check-python
 
 VENV ?= .venv
 ARGS ?=
@@ -16,18 +16,22 @@ IS_RECENT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))
 help:
 	@echo "make demo    train, sample and compare on the digits; writes runs/compare-001"
 	@echo "make test    run the whole test suite"
+	@echo "make bench   measure against peers and floors; writes runs/bench-001"
 	@echo "make lint    check style and format (ruff)"
 	@echo "make types   check types (mypy)"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make clean   remove .venv, caches and build outputs (runs/ is kept)"
 	@echo
-	@echo "Options: ARGS=\"...\" for demo and test, PYTHON=/path/to/python3.12, VENV=folder"
+	@echo "Options: ARGS=\"...\" for demo, test and bench, PYTHON=/path/to/python3.12, VENV=folder"
 
 demo: $(VENV)/.installed-base
 	$(BIN)/pgm-energy compare $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -62,7 +66,7 @@ $(BIN)/pip: | check-python
 	done
 
 # A Python that was asked for by name is checked even where .venv exists already.
-$(VENV)/.installed-base $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs: \
+$(VENV)/.installed-base $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs $(VENV)/.installed-bench: \
 	  pyproject.toml | $(BIN)/pip $(if $(PYTHON),check-python)
 
 $(VENV)/.installed-base:
@@ -70,7 +74,7 @@ $(VENV)/.installed-base:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs: $(VENV)/.installed-%:
+$(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs $(VENV)/.installed-bench: $(VENV)/.installed-%:
 	@echo "installing pgm-energy[$*] into $(VENV) (minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@

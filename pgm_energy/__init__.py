@@ -2,8 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from pgm_energy import testing
+from pgm_energy import batch_means, testing
 from pgm_energy._struct import replace, static, struct
+from pgm_energy.conditional import (
+    Posterior,
+    denoise,
+    impute,
+    latent_mean,
+    reconstruct,
+    sample_given,
+)
 from pgm_energy.energy import EnergyModel
 from pgm_energy.evaluation import Evaluation, evaluate, log_likelihood
 from pgm_energy.exact_law import ExactResult, exact
@@ -27,14 +35,16 @@ from pgm_energy.models import (
     SparseBoltzmannMachine,
     ising_lattice,
 )
+from pgm_energy.moments import PairMoments, RunningMoments, running_moments
 from pgm_energy.natural import Natural
+from pgm_energy.normalization import normalize
 from pgm_energy.partition import LogPartition, log_partition
-from pgm_energy.predict import impute, latent_mean, reconstruct, sample
+from pgm_energy.predict import sample
 from pgm_energy.pseudo_likelihood import pseudo_log_likelihood
 from pgm_energy.serialization import load, save
 from pgm_energy.sites import Binary, Categorical, Real, Spin
 from pgm_energy.structure import Block, Blocks, blocks
-from pgm_energy.transforms import binarize, condition, marginalize, relax, temper
+from pgm_energy.transforms import binarize, condition, marginalize, relax, temper, tilt
 
 if TYPE_CHECKING:
     from pgm_energy.comparison import Comparison as Comparison

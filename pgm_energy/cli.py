@@ -76,6 +76,11 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=100)
 
 
+def _say(console: Console, text: str) -> None:
+    """Print text as it is: names and paths are no markup."""
+    console.print(text, markup=False, highlight=False)
+
+
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Tell what the user can act on in one line, and end with code 2."""
@@ -110,7 +115,7 @@ def _train(console: Console, kind: Any, data: Any, sizes: Any, seed: int) -> tup
         name = f"training on {len(data.train)} rows"
         tell(name, 0.0)
         model, result = learn(kind, data, sizes, seed, lambda share: tell(name, share))
-    console.print(f"{model!r}\n{result.message}", markup=False, highlight=False)
+    _say(console, f"{model!r}\n{result.message}")
     return model, result
 
 
@@ -192,7 +197,7 @@ def _compare(
         rows = _jobs.read_data(data_file, kind.value, seed)
         settings |= {"data": rows.description, **_jobs.Sizes(*sizes)._asdict()}
         folder = _jobs.make_folder(output, "compare", force)
-        console.print(f"data: {rows.description}", markup=False, highlight=False)
+        _say(console, f"data: {rows.description}")
         model, result = _train(console, kind.value, rows, _jobs.Sizes(*sizes), seed)
         training = _write_training(folder, model, result, rows)
     else:
@@ -218,8 +223,8 @@ def _compare(
         _write_comparison(folder, comparison, settings, training)
     console.print(comparison.__rich__())
     for line in verdict_lines(comparison):
-        console.print(line, markup=False, highlight=False)
-    console.print(f"\nreport: {folder / 'report.html'}", markup=False, highlight=False)
+        _say(console, line)
+    _say(console, f"\nreport: {folder / 'report.html'}")
 
 
 def _write_comparison(
@@ -263,12 +268,12 @@ def train(
         console = _console()
         rows = _jobs.read_data(data, model.value, seed)
         folder = _jobs.make_folder(output, "train", force)
-        console.print(f"data: {rows.description}", markup=False, highlight=False)
+        _say(console, f"data: {rows.description}")
         sizes = _jobs.Sizes(hidden, components, epochs, batch_size, learning_rate)
         trained, result = _train(console, model.value, rows, sizes, seed)
         _write_training(folder, trained, result, rows)
         _print_evaluation(console, trained, rows.validation, "validation rows")
-        console.print(f"model: {folder / 'model.safetensors'}", markup=False, highlight=False)
+        _say(console, f"model: {folder / 'model.safetensors'}")
 
 
 @app.command()
@@ -308,7 +313,7 @@ def sample(
         for name, value in arrays.items():
             console.print(f"{name}: {value.shape} (chains, draws, units)", highlight=False)
         _picture(folder, loaded, arrays)
-        console.print(f"samples: {folder / 'samples.npz'}", markup=False, highlight=False)
+        _say(console, f"samples: {folder / 'samples.npz'}")
 
 
 def _picture(folder: Path, model: Any, arrays: dict[str, Any]) -> None:
@@ -349,7 +354,7 @@ def evaluate(
         folder = _jobs.make_folder(output, "evaluate", force)
         columns = _print_evaluation(console, loaded, values, f"rows of {words}")
         _jobs.write_columns(folder / "evaluation.csv", columns, "row")
-        console.print(f"per row: {folder / 'evaluation.csv'}", markup=False, highlight=False)
+        _say(console, f"per row: {folder / 'evaluation.csv'}")
 
 
 def _print_evaluation(console: Console, model: Any, rows: Any, what: str) -> dict[str, Any]:
@@ -381,5 +386,5 @@ def _print_evaluation(console: Console, model: Any, rows: Any, what: str) -> dic
     if columns:
         console.print(table)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        _say(console, note)
     return columns

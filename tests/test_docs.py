@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import pgm_energy as pgm
-from pgm_energy import datasets, testing
+from pgm_energy import batch_means, datasets, testing
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -24,6 +24,7 @@ MODULES = ["pgm_energy"]
 MODULES += sorted(info.name for info in pkgutil.walk_packages(pgm.__path__, "pgm_energy."))
 #: Results and records: something else makes them, and its example shows them.
 MADE_BY = {
+    "BatchMeansState": "init",
     "Blocks": "blocks",
     "Comparison": "compare",
     "ConformanceReport": "check_energy_model",
@@ -32,6 +33,10 @@ MADE_BY = {
     "ExactResult": "exact",
     "GibbsInfo": "gibbs_kernel",
     "LogPartition": "log_partition",
+    "Moments": "result",
+    "PairMoments": "running_moments",
+    "Posterior": "impute",
+    "RunningMoments": "running_moments",
 }
 
 
@@ -48,6 +53,7 @@ def public(module: types.ModuleType) -> dict[str, object]:
 
 PUBLIC = {
     **{name: ("pgm_energy", value) for name, value in public(pgm).items()},
+    **{name: ("pgm_energy.batch_means", value) for name, value in public(batch_means).items()},
     **{name: ("pgm_energy.datasets", value) for name, value in public(datasets).items()},
     **{name: ("pgm_energy.testing", value) for name, value in public(testing).items()},
 }

@@ -17,8 +17,10 @@ TESTED = {
     "boltzmann_hidden",
     "gibbs_vs_hmc",
     "mixture_1d",
+    "mixture_three_samplers",
     "own_energy",
     "rbm_features",
+    "rbm_missing_pixels",
     "rbm_reconstructions",
 }
 
@@ -72,6 +74,19 @@ def test_rbm_reconstructions_reads_packed_bits_and_grey_levels(tmp_path):
     np.save(tmp_path / "small.npy", np.zeros((3, 64)))
     with pytest.raises(ValueError, match="expected rows of 784 pixels, got 64"):
         load(tmp_path / "small.npy")
+
+
+def test_rbm_completes_and_cleans_images(tmp_path):
+    picture = tmp_path / "picture.png"
+    figures = example("rbm_missing_pixels").main(
+        output=picture, num_hidden=48, num_epochs=15, num_test=40
+    )
+    assert figures["lost"] < 0.85 * figures["lost_usual"]
+    assert figures["flipped"] < 0.8 * figures["flipped_before"] < figures["flipped_usual"]
+    # it knows how often it is wrong
+    assert abs(figures["lost_expected"] - figures["lost"]) < 0.06
+    assert abs(figures["flipped_expected"] - figures["flipped"]) < 0.03
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def best_likelihoods(train: np.ndarray, test: np.ndarray) -> tuple[float, float]:
@@ -145,6 +160,19 @@ def test_mixture_is_recovered():
         # 5 standard deviations: an error rate below 1e-6 for each parameter
         assert (np.abs(figures[f"em_{name}"] - truth) < 5 * std).all()
         assert (np.abs(figures[f"mean_{name}"] - figures[f"em_{name}"]) < std).all()
+
+
+def test_three_samplers_of_a_mixture_have_one_posterior():
+    module = example("mixture_three_samplers")
+    results = module.main(num_rows=150, num_warmup=200, num_samples=500, num_chains=2)
+    truth = np.concatenate([module.WEIGHTS, module.MEANS.ravel(), module.DEVIATIONS.ravel() ** 2])
+    for row in results.values():
+        assert row["min_ess"] > 50
+        assert row["r_hat"] < 1.05
+        assert row["ess_per_second"] == row["min_ess"] / row["sampling"]
+        # 5 deviations of the posterior, and 5 standard errors between two samplers
+        assert (np.abs(row["mean"] - truth) < 5 * row["deviation"]).all()
+        assert row.get("apart", 0.0) < 5
 
 
 def test_gibbs_and_hmc_agree_with_the_exact_answer():

@@ -14,16 +14,28 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pgm_energy"
 #: as nothing goes round in circles; ``models`` and ``kernels`` do not know each other.
 FLOORS = [
     {"_struct", "_guards", "_spin_distribution", "datasets"},
+    {"_random", "_batching"},
     {"sites"},
-    {"natural", "configurations"},
+    {"natural", "configurations", "general_position", "numpyro_model"},
     {"identity"},
     {"probe"},
     {"energy"},
-    {"_checks", "_data", "structure", "transforms", "pairwise"},
+    {"_checks", "_data", "batch_means", "observables", "structure", "transforms", "pairwise"},
     {"models", "kernels", "exact_law", "enumeration", "serialization"},
-    {"partition", "evaluation", "pseudo_likelihood", "learning", "fitted_base"},
+    {"normalization", "partition", "evaluation", "pseudo_likelihood", "learning", "fitted_base"},
     {"infer"},
-    {"predict", "convergence", "diagnostics", "comparison", "plots", "report", "testing"}
+    {
+        "predict",
+        "_chain_run",
+        "moments",
+        "conditional",
+        "convergence",
+        "diagnostics",
+        "comparison",
+        "plots",
+        "report",
+        "testing",
+    }
     | {"_timed_run", "_verdicts"},
     {"_jobs", "cli"},
 ]

@@ -13,7 +13,7 @@ from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.structure import Blocks, blocks
-from pgm_energy.transforms import marginalize
+from pgm_energy.transforms.marginalize import marginalize
 
 __all__ = ["as_raw", "draw_latents", "quiet_schedule", "sum_out", "sums_out"]
 

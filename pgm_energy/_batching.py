@@ -32,9 +32,13 @@ def with_chains_last(
     -----
     ``vmap`` puts the mapped axis first, so that one unit of all chains lies scattered in memory,
     a cache line per chain. With the chains last a unit's update is one contiguous vector
-    operation: five times faster for panels of 32 units and 64 chains.
+    operation: five times faster for panels of 32 units and 64 chains. Derivatives are those of
+    ``function`` in the ordinary orientation.
     """
     mapped = jax.custom_batching.custom_vmap(function)
+    # custom_vmap alone has no reverse-mode derivative
+    differentiable = jax.custom_jvp(lambda *args: mapped(*args))
+    differentiable.defjvp(lambda args, tangents: jax.jvp(function, args, tangents))
 
     @mapped.def_vmap
     def _rule(size: int, is_mapped: Any, *args: Any) -> tuple[Any, Any]:
@@ -56,7 +60,7 @@ def with_chains_last(
         )
         return out, jax.tree.map(lambda _: True, out)
 
-    return mapped
+    return differentiable
 
 
 def scan_units(body: Body, constants: Any, carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -27,19 +27,21 @@ __all__ = ["bits", "decide", "gumbel", "normal", "split", "uniform"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
+#: The largest number below 1 in single precision.
+_BELOW_ONE = np.float32(1.0 - 2.0**-24)
 
 
 def bits(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
     """Return uniform ``uint32`` words; equal to ``jax.random.bits``."""
     typed = _typed(rng_key)
     if not _is_threefry(typed) or math.prod(shape) >= 2**32:
-        return jax.random.bits(typed, shape)
+        return jax.random.bits(typed, shape, jnp.uint32)
 
     def written_out(typed: jax.Array) -> jax.Array:
         first, second = _blocks(typed, _numbers(shape))
         return first ^ second
 
-    return _by_platform(written_out, lambda typed: jax.random.bits(typed, shape), typed)
+    return _by_platform(written_out, lambda typed: jax.random.bits(typed, shape, jnp.uint32), typed)
 
 
 def split(rng_key: Key, num: int) -> jax.Array:
@@ -49,7 +51,9 @@ def split(rng_key: Key, num: int) -> jax.Array:
     is_typed = jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key)
 
     def written_out(typed: jax.Array) -> jax.Array:
-        return jnp.stack(_blocks(typed, _numbers((num,))), axis=-1)
+        # written to memory: fused into what is drawn with them, keys of keys of keys would be
+        # worked out again for every use, and XLA compile for ever
+        return jax.lax.optimization_barrier(jnp.stack(_blocks(typed, _numbers((num,))), axis=-1))
 
     def library(typed: jax.Array) -> jax.Array:
         return jax.random.key_data(jax.random.split(typed, num))
@@ -59,12 +63,13 @@ def split(rng_key: Key, num: int) -> jax.Array:
 
 
 def uniform(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Return uniform numbers, positive, multiples of 2^-32 near 0 (2^-24 near 1)."""
+    """Return uniform numbers strictly inside (0, 1), resolved to 2^-31 near 0."""
     if jax.config.jax_enable_x64:
         return jax.random.uniform(rng_key, shape, jnp.float64) + 2.0**-54
     # through a signed integer, which every CPU converts to floating point at once
     words = (bits(rng_key, shape) >> 1).astype(jnp.int32)
-    return (words.astype(jnp.float32) + 0.5) * np.float32(2.0**-31)
+    uniform = (words.astype(jnp.float32) + 0.5) * np.float32(2.0**-31)
+    return jnp.minimum(uniform, _BELOW_ONE)  # the top 64 words round to 1
 
 
 def decide(uniform: jax.Array, logit: jax.Array) -> jax.Array:
@@ -82,12 +87,10 @@ def decide(uniform: jax.Array, logit: jax.Array) -> jax.Array:
 
 
 def gumbel(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Return standard Gumbel noise, finite; its upper tail is resolved to 2^-32."""
+    """Return standard Gumbel noise, finite; its upper tail is resolved to 2^-31."""
     if jax.config.jax_enable_x64:
         return jax.random.gumbel(rng_key, shape, jnp.float64)
-    # rounds to 1 at the top
-    below = jnp.minimum(uniform(rng_key, shape), np.float32(1.0 - 2.0**-24))
-    return -jnp.log(-jnp.log1p(-below))
+    return -jnp.log(-jnp.log1p(-uniform(rng_key, shape)))
 
 
 def normal(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
@@ -95,8 +98,8 @@ def normal(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
     if jax.config.jax_enable_x64:
         return jax.random.normal(rng_key, shape, jnp.float64)
     centred = 2.0 * uniform(rng_key, shape) - 1.0
-    edge = np.float32(1.0 - 2.0**-24)
-    return np.float32(math.sqrt(2.0)) * jax.lax.erf_inv(jnp.clip(centred, -edge, edge))
+    inside = jnp.clip(centred, -_BELOW_ONE, _BELOW_ONE)
+    return np.float32(math.sqrt(2.0)) * jax.lax.erf_inv(inside)
 
 
 def _typed(rng_key: Any) -> jax.Array:

@@ -57,6 +57,9 @@ class StaticArray:
         object.__setattr__(self, "array", values)
         object.__setattr__(self, "_hash", hash((values.shape, values.dtype.str, values.tobytes())))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StaticArray, (self.array,)  # copies and pickles are made anew, and immutable
+
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError("a StaticArray is immutable")
 

@@ -20,7 +20,7 @@ from pgm_energy.transforms._base import rebuild
 __all__ = ["fitted_base"]
 
 #: Chains and sweeps of the run that the base is fitted to; the second half counts.
-NUM_CHAINS, NUM_SWEEPS = 16, 50
+NUM_CHAINS, NUM_SWEEPS = 64, 50
 
 
 @functools.partial(jax.jit, static_argnames="blocks")
@@ -50,7 +50,7 @@ def fitted_base(
 
     Notes
     -----
-    A heuristic: any base is a valid one. May be traced and mapped. Cost: 16 chains of 50 sweeps
+    A heuristic: any base is a valid one. May be traced and mapped. Cost: 64 chains of 50 sweeps
     from random configurations, the last 25 of which count; moments only are kept.
     """
     kernel = GibbsKernel(blocks)

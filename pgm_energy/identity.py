@@ -41,11 +41,13 @@ def residuals_of(
 
     def one(args: Any) -> tuple[jax.Array, jax.Array]:
         old, redraw, index, mask = args
-        natural = (
-            derive_natural_parameters(model, name, old, index, coupled=True)
-            if coupled
-            else model.natural_parameters(name, old, index)
-        )
+        if coupled:
+            natural = derive_natural_parameters(model, name, old, index, coupled=True)
+        elif kind == "sequential":  # such a sweep carries the encoding, see the kernel
+            carried = {**old, name: site.from_encoded(site.encode(old[name]))}
+            natural = model.natural_parameters(name, carried, index)
+        else:
+            natural = model.natural_parameters(name, old, index)
         present = select(old[name], site, index)
         if index is None:
             block, after = redraw, redraw

@@ -57,6 +57,26 @@ def test_right_samplers_agree_with_the_exact_marginals(table):
         )
 
 
+def test_every_sampler_of_the_package_joins_the_comparison():
+    couplings = 0.4 * jax.random.normal(jax.random.key(2), (8,))
+    edges = [(i, (i + 1) % 8) for i in range(8)]
+    model = pgm.SparseBoltzmannMachine.from_edges(edges, couplings, [0.2] * 8, unit=pgm.Spin)
+    samplers = {
+        "block Gibbs": pgm.BlockGibbs(model),
+        "tempering": pgm.ParallelTempering(model),
+        "informed": pgm.GibbsWithGradients(model),
+        "Langevin": pgm.DiscreteLangevin(model),
+        "clusters": pgm.SwendsenWang(model),
+        "twin": NUTS(pgm.relax(model)),
+        "twin, per unit": NUTS(pgm.relax(model, shift="per_unit")),
+    }
+    summary = compare(model, samplers, num_samples=2000).summary
+    assert list(summary.index) == list(samplers)
+    assert (summary["exact_error_mcse"] < 6).all(), summary["exact_error_mcse"]
+    assert (summary["ess_min"] > 100).all(), summary["ess_min"]
+    assert (summary["ess_per_second"] > 0).all()
+
+
 def test_every_sampler_has_its_own_unit_of_work(table):
     comparison, _ = table
     summary = comparison.summary

@@ -336,7 +336,8 @@ def test_observed_sites_hold_their_clusters(rng_key):
 def test_it_joins_compare_and_beats_single_units_on_a_magnet(rng_key):
     model = pgm.ising_lattice((4, 4), 0.6)
     samplers = {"clusters": pgm.SwendsenWang(model), "block Gibbs": pgm.BlockGibbs(model)}
-    table = pgm.compare(rng_key, model, samplers, num_warmup=50, num_samples=500, num_chains=4)
+    # so many chains that block Gibbs, which stays in a mode, cannot have all of them in one
+    table = pgm.compare(rng_key, model, samplers, num_warmup=50, num_samples=500, num_chains=20)
     assert (table.summary["evaluation"] == "sweep").all()
     ess = table.summary["ess_min"]
     assert ess["clusters"] > 5 * ess["block Gibbs"]

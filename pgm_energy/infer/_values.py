@@ -16,7 +16,7 @@ __all__ = ["observed_values", "start_values"]
 def observed_values(
     kernel: str, model: EnergyModel, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
 ) -> dict[str, jax.Array]:
-    """Return the values of observed sites, one configuration, in storage types.
+    """Return the values of observed sites (not None), one configuration, in storage types.
 
     Raises
     ------
@@ -31,8 +31,7 @@ def observed_values(
             f"{type(model).__name__} takes observed sites by name, got {len(args)} positional "
             f"argument(s); write for example mcmc.run(rng_key, {next(iter(sites))}=x)"
         )
-    observed = dict(kwargs or {})
-    model.check_observed(observed)
+    observed = model.check_observed(kwargs or {})
     for name, value in observed.items():
         if np.shape(value) != sites[name].shape:
             raise ValueError(

@@ -330,7 +330,7 @@ class EmbeddedBlockGibbs(MCMCKernel):
         for call, origins in zip(_calls(trace), parameters, strict=True):
             random = any("others" in origin for origin in jax.tree.leaves(origins))
             if random and call.model.known_log_partition is None:
-                raise random_parameters(call.model.title)
+                raise ValueError(random_parameters(call.model))
 
 
 def _values(calls: Sequence[_Call], shapes: Mapping[str, Any]) -> dict[str, jax.Array]:

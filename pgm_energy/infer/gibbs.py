@@ -57,8 +57,8 @@ class BlockGibbs(EnergyKernel):
     num_sweeps
         Sweeps per step.
     observables
-        Functions of a configuration (a dict of raw values), by name. Their values, arrays of a
-        fixed shape, are stored instead of the configurations.
+        Functions of a configuration (a dict of raw values, those of discrete sites as int32), by
+        name. Their values, arrays of a fixed shape, are stored instead of the configurations.
 
     Raises
     ------
@@ -71,8 +71,8 @@ class BlockGibbs(EnergyKernel):
     Notes
     -----
     Exact. Works with every chain method of ``numpyro.infer.MCMC``; ``"vectorized"`` is the fast
-    one. A keyword of ``mcmc.run`` observes that site. As a block of NumPyro's composite
-    ``Gibbs`` it updates the sites it owns given the others. The object is immutable: the
+    one. A keyword of ``mcmc.run`` observes that site, unless it is None. As a block of NumPyro's
+    composite ``Gibbs`` it updates the sites it owns given the others. The object is immutable: the
     schedule is made once, here.
 
     Of a user's NumPyro model it samples those sites of the energy models in it that are neither
@@ -141,13 +141,13 @@ class BlockGibbs(EnergyKernel):
         kernel = self._kernel(fixed)
         keys = _random.split(state.rng_key, self._num_sweeps + 1)
         values: dict[str, Any] = {**state.z, **fixed}
-        if self._num_sweeps == 1:
-            values, info = kernel(keys[1], values, self._energy_model)
-        else:
-            values, infos = jax.lax.scan(
-                lambda x, k: kernel(k, x, self._energy_model), self._cast(values), keys[1:]
+        if self._num_sweeps > 1:  # nobody asks for the energy in between
+            values, _ = jax.lax.scan(
+                lambda x, k: (kernel(k, x, self._energy_model)[0], None),
+                self._cast(values),
+                keys[1:-1],
             )
-            info = jax.tree.map(lambda x: x[-1], infos)
+        values, info = kernel(keys[-1], values, self._energy_model)
         moved = {name: share_moved(state.z[name], values[name]) for name in state.flip_rate}
         return BlockGibbsState(self._sampled(values, fixed), info.energy, moved, keys[0])
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pgm_energy import _random
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key, is_concrete
 from pgm_energy.energy import EnergyModel
@@ -135,13 +136,13 @@ class _Informed(EnergyKernel):
         self, state: Any, kernel: InformedKernel, fixed: Mapping[str, jax.Array], count: int
     ) -> Any:
         """Take some proposals in turn; the mean of their acceptance probabilities is kept."""
-        rng_key, key = jax.random.split(state.rng_key)
+        rng_key, key = _random.split(state.rng_key, 2)
         point = Point(self._cast({**state.z, **fixed}), state.potential_energy, state.eta)
 
         def one(point: Point, key: jax.Array) -> tuple[Point, jax.Array]:
             return kernel.step(key, point, self._energy_model)
 
-        point, accept_probs = jax.lax.scan(one, point, jax.random.split(key, count))
+        point, accept_probs = jax.lax.scan(one, point, _random.split(key, count))
         return state._replace(
             z=self._sampled(point.values, fixed),
             potential_energy=point.energy,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy import _random
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
@@ -119,7 +120,7 @@ class SwendsenWang(EnergyKernel):
         )
 
     def _step(self, state: SwendsenWangState, fixed: Mapping[str, jax.Array]) -> SwendsenWangState:
-        rng_key, key = jax.random.split(state.rng_key)
+        rng_key, key = _random.split(state.rng_key, 2)
         held = None
         if fixed:
             held = jnp.asarray(
@@ -132,7 +133,7 @@ class SwendsenWang(EnergyKernel):
             return self._kernel.sweep(key, values, self._energy_model, self._numbers, held)
 
         start = self._cast({**state.z, **fixed})
-        values, infos = jax.lax.scan(sweep, start, jax.random.split(key, self._num_sweeps))
+        values, infos = jax.lax.scan(sweep, start, _random.split(key, self._num_sweeps))
         z = self._sampled(values, fixed)
         return SwendsenWangState(
             z=z,

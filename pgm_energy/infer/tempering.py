@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 
+from pgm_energy import _random
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
@@ -118,10 +119,11 @@ class ParallelTempering(EnergyKernel):
     model minus that of the base, of all sites together. Even and odd pairs take turns. In
     warm-up the betas are moved after 8 or more steps and then at doubling intervals, the last
     time at its end. A step costs ``num_sweeps`` sweeps and one energy per replica; fitting the
-    base 16 chains of 50 sweeps. The pure kernel is ``pgm_energy.kernels.TemperingKernel``.
+    base 64 chains of 50 sweeps. The pure kernel is ``pgm_energy.kernels.TemperingKernel``.
 
     Works with every chain method of ``numpyro.infer.MCMC``; ``"vectorized"`` is the fast one. A
-    keyword of ``mcmc.run`` observes that site, ``init_params`` is where all replicas start.
+    keyword of ``mcmc.run`` that is not None observes that site, ``init_params`` is where all
+    replicas start.
     ``extra_fields=("betas", "swap_rate", "round_trips", "round_trip_time")`` collects what says
     whether it works, and ``to_datatree`` keeps them: no round trips, no evidence that modes were
     exchanged. It cannot be a block of NumPyro's composite ``Gibbs``: the replicas at beta < 1
@@ -205,7 +207,7 @@ class ParallelTempering(EnergyKernel):
     def _start(self, rng_key: Key, given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Return configurations to start from, of all replicas, what is given in each of them."""
         begin = super()._start
-        keys = jax.random.split(rng_key, self.num_replicas)
+        keys = _random.split(rng_key, self.num_replicas)
         return jax.vmap(lambda key: begin(key, given))(keys)
 
     def _first(
@@ -215,7 +217,7 @@ class ParallelTempering(EnergyKernel):
         fixed: Mapping[str, jax.Array],
         num_warmup: int,
     ) -> ParallelTemperingState:
-        rng_key, base_key = jax.random.split(rng_key)
+        rng_key, base_key = _random.split(rng_key, 2)
         model, base = self._energy_model, None
         if self._given_base is None:
             schedule = self._model_blocks.restrict(self._free(fixed))
@@ -242,7 +244,7 @@ class ParallelTempering(EnergyKernel):
         self, state: ParallelTemperingState, fixed: Mapping[str, jax.Array]
     ) -> ParallelTemperingState:
         kernel = TemperingKernel(self._blocks.restrict(self._free(fixed)), self._num_sweeps)
-        rng_key, key = jax.random.split(state.rng_key)
+        rng_key, key = _random.split(state.rng_key, 2)
         base = self._base if state.base is None else state.base
         held = {
             name: jnp.broadcast_to(value, (self.num_replicas, *value.shape))

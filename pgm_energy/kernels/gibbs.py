@@ -235,6 +235,7 @@ def _evaluates_whole_site(step: Step, model: EnergyModel) -> bool:
         step.kind == "joint"
         and not step.coupled
         and step.num_rows <= WHOLE_SITE_ROWS
+        and WHOLE_SITE_ROWS * len(step.units(model.sites[step.site])) >= model.sites[step.site].size
         and model.evaluates_whole_site(step.site)
     )
 
@@ -451,7 +452,7 @@ def _difference(
 def random_configuration(rng_key: Key, model: EnergyModel) -> dict[str, jax.Array]:
     """Return one configuration of independent units: uniform states, standard normals."""
     sites = model.sites
-    keys = jax.random.split(rng_key, len(sites))
+    keys = _random.split(rng_key, len(sites))
     values = {}
     for key, (name, site) in zip(keys, sites.items(), strict=True):
         values[name] = site.cast(site.sample(key, jnp.zeros(site.encoded_shape)))

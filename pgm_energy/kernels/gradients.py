@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy import _random
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Values
@@ -104,10 +105,10 @@ class InformedKernel(ABC):
 
     def step(self, rng_key: Key, point: Point, model: EnergyModel) -> tuple[Point, jax.Array]:
         """Return the next point and the acceptance probability; costs one gradient."""
-        draw_key, accept_key = jax.random.split(rng_key)
+        draw_key, accept_key = _random.split(rng_key, 2)
         new = self.look({**point.values, **self.draw(draw_key, point, model)}, model)
         accept_prob = jnp.exp(self.accept_log_prob(point, new, model))
-        accepted = jax.random.uniform(accept_key, (), accept_prob.dtype) < accept_prob
+        accepted = _random.uniform(accept_key, ()) < accept_prob
         kept = jax.tree.map(lambda x, y: jnp.where(accepted, y, x), point, new)
         return kept, accept_prob
 
@@ -195,7 +196,7 @@ class GibbsWithGradientsKernel(InformedKernel):
         """Return the updated sites with one unit in another state."""
         scores = _all_scores(point, model)
         flat = jnp.concatenate([score.reshape(-1) for score in scores.values()])
-        choice = jax.random.categorical(rng_key, flat)
+        choice = jnp.argmax(flat + _random.gumbel(rng_key, flat.shape))
         new, start = {}, 0
         for name, score in scores.items():
             site = model.sites[name]
@@ -262,16 +263,17 @@ class DiscreteLangevinKernel(InformedKernel):
     def draw(self, rng_key: Key, point: Point, model: EnergyModel) -> dict[str, jax.Array]:
         """Return the updated sites, each unit drawn for itself."""
         scores = self._logits(point, model)
-        keys = jax.random.split(rng_key, len(scores))
+        keys = _random.split(rng_key, len(scores))
         new = {}
         for key, (name, logits) in zip(keys, scores.items(), strict=True):
             site = model.sites[name]
             if logits.shape[1] == 1:  # one comparison per unit instead of one draw per state
-                uniform = jax.random.uniform(key, logits.shape[:1], logits.dtype)
-                moves = (uniform < jax.nn.sigmoid(logits[:, 0])).astype(jnp.int32)
+                uniform = _random.uniform(key, logits.shape[:1])
+                moves = _random.decide(uniform, logits[:, 0]).astype(jnp.int32)
             else:
                 stay = jnp.zeros((logits.shape[0], 1), logits.dtype)
-                moves = jax.random.categorical(key, jnp.concatenate([stay, logits], axis=1))
+                logits = jnp.concatenate([stay, logits], axis=1)
+                moves = jnp.argmax(logits + _random.gumbel(key, logits.shape), axis=1)
             states = state_numbers(site, point.values[name])
             new[name] = _raw(site, (states + moves) % len(site.states))
         return new

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pgm_energy import _random
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Values
@@ -105,7 +106,7 @@ class SwendsenWangKernel:
             ``(n,)``, True for units that keep their values (observed ones): clusters with such a
             unit stay.
         """
-        bond_key, shift_key = jax.random.split(rng_key)
+        bond_key, shift_key = _random.split(rng_key, 2)
         old = model.clamp(values)
         bonds = self._bonds(bond_key, self.pairs.states(old), numbers)
         new, labels = self._shifted(shift_key, old, bonds, model, numbers, held)
@@ -137,7 +138,7 @@ class SwendsenWangKernel:
 
     def _bonds(self, rng_key: Key, states: jax.Array, numbers: Agreements) -> jax.Array:
         prob = self.bond_prob(states, numbers)
-        return jax.random.uniform(rng_key, prob.shape, prob.dtype) < prob
+        return _random.uniform(rng_key, prob.shape) < prob
 
     def _shifted(
         self,
@@ -299,6 +300,7 @@ def connected_components(edges: Any, bonds: jax.Array, num_units: int) -> jax.Ar
 def _draw(rng_key: jax.Array, logits: jax.Array) -> jax.Array:
     """One shift per row; of two shifts the second by one comparison."""
     if logits.shape[1] > 2:
-        return jax.random.categorical(rng_key, logits).astype(jnp.int32)
-    uniform = jax.random.uniform(rng_key, logits.shape[:1], logits.dtype)
-    return (uniform < jax.nn.sigmoid(logits[:, 1] - logits[:, 0])).astype(jnp.int32)
+        noise = _random.gumbel(rng_key, logits.shape)
+        return jnp.argmax(logits + noise, axis=1).astype(jnp.int32)
+    uniform = _random.uniform(rng_key, logits.shape[:1])
+    return _random.decide(uniform, logits[:, 1] - logits[:, 0]).astype(jnp.int32)

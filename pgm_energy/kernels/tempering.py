@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgm_energy import _random
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
@@ -120,7 +121,7 @@ def start(values: Values) -> Replicas:
 
 def random_start(rng_key: Key, model: EnergyModel, num_replicas: int) -> Replicas:
     """Return replicas at independent random configurations."""
-    keys = jax.random.split(rng_key, num_replicas)
+    keys = _random.split(rng_key, num_replicas)
     return start(jax.vmap(lambda key: model.clamp(random_configuration(key, model)))(keys))
 
 
@@ -183,10 +184,10 @@ class TemperingKernel:
         betas
             Inverse temperatures from 0 to 1, ``(replicas,)``.
         """
-        sweep_key, swap_key = jax.random.split(rng_key)
+        sweep_key, swap_key = _random.split(rng_key, 2)
         values = self.sweep(sweep_key, replicas.values, base, target, betas)
         base_energy, target_energy = self.energies(values, base, target)
-        uniform = jax.random.uniform(swap_key, (betas.shape[0] - 1,))
+        uniform = _random.uniform(swap_key, (betas.shape[0] - 1,))
         order, swapped, swap_prob = exchange(
             uniform, target_energy - base_energy, betas, replicas.parity
         )
@@ -214,9 +215,9 @@ class TemperingKernel:
                 return kernel(key, values, path)[0], None
 
             values = {name: site.cast(values[name]) for name, site in target.sites.items()}
-            return jax.lax.scan(sweep, values, jax.random.split(key, self.num_sweeps))[0]
+            return jax.lax.scan(sweep, values, _random.split(key, self.num_sweeps))[0]
 
-        return jax.vmap(sweeps)(jax.random.split(rng_key, betas.shape[0]), dict(values), betas)
+        return jax.vmap(sweeps)(_random.split(rng_key, betas.shape[0]), dict(values), betas)
 
     def energies(
         self, values: Values, base: EnergyModel, target: EnergyModel

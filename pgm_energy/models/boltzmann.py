@@ -135,6 +135,10 @@ class BoltzmannMachine(EnergyModel):
     def _split(self, site: str) -> slice:
         return slice(0, self.num_visible) if site == "v" else slice(self.num_visible, None)
 
+    def _units(self, site: str, index: jax.Array) -> jax.Array:
+        """Rows of the whole matrix: slicing a layer first would copy it for every panel."""
+        return index if site == "v" else index + self.num_visible
+
     def energy(self, **values: jax.Array) -> jax.Array:
         x = jnp.concatenate([values[name] for name in self.sites])
         return -0.5 * x @ self.weights @ x - self.bias @ x
@@ -145,16 +149,15 @@ class BoltzmannMachine(EnergyModel):
         """Return the natural parameters of some units: their rows times the configuration."""
         self.require_sites([site])
         x = jnp.concatenate(list(self.encode(values).values()))
-        part = self._split(site)
-        rows, bias = self.weights[part], self.bias[part]
-        if index is not None:
-            rows, bias = select_rows(rows, index), bias[index]
-        return Natural(_fields(rows, bias, x))
+        if index is None:
+            part = self._split(site)
+            return Natural(_fields(self.weights[part], self.bias[part], x))
+        units = self._units(site, index)
+        return Natural(_fields(select_rows(self.weights, units), self.bias[units], x))
 
     def block_couplings(self, site: str, index: jax.Array) -> jax.Array:
         """Return the couplings inside a block: a slice of the matrix."""
-        offset = 0 if site == "v" else self.num_visible
-        return select_square(self.weights, index + offset)
+        return select_square(self.weights, self._units(site, index))
 
     def pair_couplings(self) -> tuple[np.ndarray, jax.Array]:
         """Return all pairs of units, visible ones first, and their couplings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 from pgm_energy.sites import Site
 
-__all__ = ["grid_axes", "grid_colours", "grid_edges", "grid_fields"]
+__all__ = ["grid_axes", "grid_colours", "grid_edges", "grid_fields", "grid_products"]
 
 
 def grid_edges(sides: tuple[int, ...], periodic: tuple[bool, ...]) -> np.ndarray:
@@ -55,16 +56,33 @@ def grid_fields(
     Shifts of the whole lattice fuse into one pass over it, without gathering: about a tenth of
     the time of a neighbour table on a CPU.
     """
-    fields, start = jnp.zeros(v.shape, couplings.dtype), 0
-    for axis, joined in enumerate(periodic):
-        shape = _edge_shape(v.shape, periodic, axis)
-        own = couplings[start : start + math.prod(shape)].reshape(shape)
-        start += math.prod(shape)
-        if not joined:  # no coupling from the last to the first
-            own = jnp.pad(own, [(0, int(other == axis)) for other in range(v.ndim)])
+    fields = jnp.zeros(v.shape, couplings.dtype)
+    for axis, own in enumerate(_by_axis(v.shape, couplings, periodic)):
         after, before = (family.encode(jnp.roll(v, shift, axis)) for shift in (-1, 1))
         fields = fields + own * after + jnp.roll(own, 1, axis) * before
     return fields
+
+
+def grid_products(v: jax.Array, couplings: jax.Array, periodic: tuple[bool, ...]) -> jax.Array:
+    """Return the weighted sum over edges of the products of their encoded ends."""
+    total = jnp.zeros((), couplings.dtype)
+    for axis, own in enumerate(_by_axis(v.shape, couplings, periodic)):
+        total = total + jnp.sum(own * v * jnp.roll(v, -1, axis))
+    return total
+
+
+def _by_axis(
+    sides: tuple[int, ...], couplings: jax.Array, periodic: tuple[bool, ...]
+) -> Iterator[jax.Array]:
+    """Coupling of each unit with the next one, axis by axis, shaped like the lattice."""
+    start = 0
+    for axis, joined in enumerate(periodic):
+        shape = _edge_shape(sides, periodic, axis)
+        own = couplings[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
+        if not joined:  # no coupling from the last to the first
+            own = jnp.pad(own, [(0, int(other == axis)) for other in range(len(sides))])
+        yield own
 
 
 def _edge_shape(sides: tuple[int, ...], periodic: tuple[bool, ...], axis: int) -> tuple[int, ...]:

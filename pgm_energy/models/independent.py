@@ -114,6 +114,10 @@ class Independent(EnergyModel):
             (self._site_energy(name, values[name]) for name in self.sites), start=jnp.zeros(())
         )
 
+    def evaluates_whole_site(self, site: str) -> bool:
+        """Return True: there is nothing to evaluate."""
+        return True
+
     def natural_parameters(
         self, site: str, values: Values, index: jax.Array | None = None
     ) -> Natural:

@@ -12,7 +12,7 @@ import numpy as np
 from pgm_energy._batching import with_chains_last
 from pgm_energy._struct import Key, Parameter, StaticArray, static, struct
 from pgm_energy.energy import EnergyModel
-from pgm_energy.models.grid import grid_edges, grid_fields
+from pgm_energy.models.grid import grid_edges, grid_fields, grid_products
 from pgm_energy.natural import Natural, Values
 from pgm_energy.sites import Binary, Site, Spin
 
@@ -93,6 +93,7 @@ class SparseBoltzmannMachine(EnergyModel):
                 object.__setattr__(self, "colours", colours)
             _check_colours(self.edges, colours, self.bias.size)
         if self.periodic is not None:
+            object.__setattr__(self, "periodic", tuple(bool(p) for p in self.periodic))
             _check_grid(self.edges, self.bias.shape, self.periodic)
         if self.values.shape != (len(self.edges),):
             raise ValueError(
@@ -155,6 +156,8 @@ class SparseBoltzmannMachine(EnergyModel):
 
     def energy(self, v: jax.Array) -> jax.Array:
         """Return E(v), nats: a sum over edges."""
+        if self.periodic is not None:
+            return -grid_products(v, self.values, self.periodic) - jnp.sum(self.bias * v)
         flat = v.reshape(-1)
         first, second = self.edges.array.T
         return -jnp.sum(self.values * flat[first] * flat[second]) - jnp.sum(self.bias * v)
@@ -266,7 +269,8 @@ def _neighbour_fields(
         flat: jax.Array, bias: jax.Array, weights: jax.Array, around: jax.Array
     ) -> jax.Array:
         # the block's rows of the tables are made once, not looked up again for every chain
-        bias, weights, around = jax.lax.optimization_barrier((bias, weights, around))
+        # (a barrier each: JAX cannot transpose one over constants and differentiated numbers)
+        bias, weights, around = map(jax.lax.optimization_barrier, (bias, weights, around))
         eta = bias
         for slot in range(around.shape[1]):  # one gather after another: XLA fuses them all
             eta = eta + weights[:, slot] * family.encode(

@@ -14,7 +14,7 @@ from pgm_energy.configurations import interior_point
 from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Natural, Values, derive_natural_parameters, select
 from pgm_energy.sites import OneHot, Real, Site
-from pgm_energy.transforms._base import rebuild, require_model, wrapped
+from pgm_energy.transforms._base import held_values, rebuild, require_model, wrapped
 
 __all__ = ["Conditioned", "condition"]
 
@@ -95,6 +95,9 @@ class Conditioned(EnergyModel):
             eta = jnp.where(free > 0.5, natural.eta, select(pinned, family, index))
             natural = natural._replace(eta=eta)
         return natural._replace(rest=None) if self.partial else natural
+
+    def evaluates_whole_site(self, site: str) -> bool:
+        return self.model.evaluates_whole_site(site)
 
     def _inner_values(self, values: Values) -> dict[str, Any]:
         """Values of the model's own sites: what is given, and elsewhere what came."""
@@ -280,8 +283,7 @@ def condition(
 def _refuse_contradictions(conditioned: Conditioned) -> None:
     """Refuse values for units that the model inside holds at other values."""
     model = conditioned.model
-    blank = {n: jnp.full(s.shape, s.filler, s.dtype) for n, s in model.sites.items()}
-    held = model.clamp(blank)
+    held = held_values(model)
     for name in (*conditioned.given, *conditioned.partial):
         inner = model.free_units(name)
         if inner is None:
@@ -292,11 +294,11 @@ def _refuse_contradictions(conditioned: Conditioned) -> None:
         clamped = np.ones(inner.shape, bool)
         if name in conditioned.free:
             clamped = np.asarray(conditioned.free[name]) < 0.5
-        wrong = np.argwhere(clamped & ~inner & (asked != np.asarray(held[name])))
+        wrong = np.argwhere(clamped & ~inner & (asked != held[name]))
         if len(wrong):
             place = tuple(int(i) for i in wrong[0])
             raise ValueError(
                 f"{model.title} holds unit {place} of site {name!r} at "
-                f"{np.asarray(held[name])[place]}, got {asked[place]}: condition the original "
+                f"{held[name][place]}, got {asked[place]}: condition the original "
                 "model to change it"
             )

@@ -65,6 +65,9 @@ class Tempered(EnergyModel):
         base = self.base.block_couplings(site, index)
         return (1.0 - self.beta) * base + self.beta * self.target.block_couplings(site, index)
 
+    def evaluates_whole_site(self, site: str) -> bool:
+        return self.base.evaluates_whole_site(site) and self.target.evaluates_whole_site(site)
+
     def interactions(self, site: str) -> np.ndarray | None:
         base, target = self.base.interactions(site), self.target.interactions(site)
         if base is None or target is None or base.shape[1:] != target.shape[1:]:

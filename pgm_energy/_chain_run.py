@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.infer.mcmc import MCMCKernel
 
+from pgm_energy._progress import progress
 from pgm_energy._struct import Key, is_concrete
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import gibbs_kernel, random_configuration
-from pgm_energy.learning.loop import progress
 from pgm_energy.structure import blocks
 
 __all__ = [
@@ -75,12 +76,22 @@ def checked_kernel(kernel: Any, model: EnergyModel) -> Any:
     Raises
     ------
     TypeError
-        If it is no function of a key, values and a model, cannot be hashed, or does not return
-        values of every site and an info.
+        If it is a kernel of NumPyro or a class, no function of a key, values and a model, cannot
+        be hashed, or does not return values of every site and an info.
     """
     if kernel is None:
         return gibbs_kernel(blocks(model))
     form = "(rng_key, values, model) -> (values, info), such as gibbs_kernel(blocks(model))"
+    cls = kernel if isinstance(kernel, type) else type(kernel)
+    if issubclass(cls, MCMCKernel):
+        raise TypeError(
+            f"{cls.__name__} is a NumPyro kernel, which runs in MCMC(...); here pass the pure "
+            "kernel, for example kernels.swendsen_wang_kernel(model)"
+        )
+    if isinstance(kernel, type):
+        raise TypeError(
+            f"kernel is the class {cls.__name__}: pass an instance, {cls.__name__}(...)"
+        )
     try:
         inspect.signature(kernel).bind(None, None, None)
         hash(kernel)
@@ -215,7 +226,7 @@ class Watch:
                     if not warm and found is not None:
                         self._look(found)
                     done += count
-                    show(done * self.size, {})
+                    show(done * self.size)
                     if interrupted() and done < total:
                         raise KeyboardInterrupt
                     if seconds < _SHORT:

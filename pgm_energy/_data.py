@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from pgm_energy.energy import EnergyModel
@@ -40,7 +41,7 @@ def as_rows(
     Raises
     ------
     TypeError
-        If the data are no numbers.
+        If the data are no numbers, or are traced by ``jax.jit``, ``jax.vmap`` or ``jax.grad``.
     ValueError
         If data are empty, a site is missing or unknown, a shape is wrong, rows differ in
         number, or a value is not in the support, with its row and column.
@@ -83,8 +84,15 @@ def site_rows(
     allow_intensities: bool = False,
 ) -> np.ndarray:
     """Return the rows of one site, checked: see :func:`as_rows`."""
+    if isinstance(value, jax.core.Tracer):
+        elsewhere = f"; inside, jax.vmap over condition(model, free={{{key!r}: mask}}, {key}=row)"
+        raise TypeError(
+            f"{name} for site {key!r} are traced, but their values are looked at: call this outside "
+            f"of jit, vmap and grad{elsewhere if allow_missing else ''}"
+        )
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
+        _refuse_none(array, key, name, allow_missing)
         raise TypeError(f"{name} for site {key!r} must be numbers, got dtype {array.dtype}")
     if array.ndim != len(site.shape) + 1 or array.shape[1:] != site.shape:
         raise ValueError(
@@ -100,10 +108,15 @@ def site_rows(
             grey = True
             if not allow_intensities:
                 row, *column = (int(i) for i in np.argwhere(between)[0])
+                advice = (
+                    "threshold grey levels, and put NaN where a unit is not known"
+                    if allow_missing
+                    else "for grey levels learn with intensities='mean' or 'sample', or threshold "
+                    "them"
+                )
                 raise ValueError(
                     f"{name} for the binary site {key!r} must be 0 or 1, got "
-                    f"{array[(row, *column)]} at row {row}, column {_place(column)}; for grey "
-                    "levels learn with intensities='mean' or 'sample', or threshold them"
+                    f"{array[(row, *column)]} at row {row}, column {_place(column)}; {advice}"
                 )
     hint = "drop those rows, or complete them first with impute"
     if not grey:
@@ -113,6 +126,20 @@ def site_rows(
         site.check(key, inside, allow_nan=allow_missing, nan_hint=hint)
     keep_float = grey or (array.dtype.kind == "f" and np.isnan(array).any())
     return array.astype(np.float32) if keep_float else array.astype(np.dtype(site.dtype))
+
+
+def _refuse_none(array: np.ndarray, key: str, name: str, allow_missing: bool) -> None:
+    """Say where a None is, which some libraries write for a missing number."""
+    if array.dtype != object:
+        return
+    places: list[Any] = [place for place in np.ndindex(array.shape) if array[place] is None]
+    if places and array.ndim > 1:
+        row, *column = places[0]
+        advice = "use NaN for a unit that is not known" if allow_missing else "drop those rows"
+        raise TypeError(
+            f"{name} for site {key!r} must be numbers, got None at row {row}, column "
+            f"{_place(column)}; {advice}"
+        )
 
 
 def _place(column: list[int]) -> str:

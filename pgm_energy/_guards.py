@@ -38,11 +38,22 @@ class NeedsDiscreteKernel(str):
         )
 
 
-def random_parameters(owner: str) -> ValueError:
-    """Return the error of an unnormalised energy whose parameters are random."""
-    return ValueError(
-        f"the parameters of {owner} are random here, but its energy is unnormalised: log Z changes "
-        "with them, and without it the posterior would be wrong. Say what log Z is: "
+def random_parameters(model: Any) -> str:
+    """Return what is wrong with random parameters of an unnormalised energy, and the ways out."""
+    inner = model
+    while inner is not None and getattr(inner, "known_log_partition", None) is None:
+        inner = getattr(inner, "model", None)
+    if inner is not None:
+        return (
+            f"the parameters of {model.title} are random here, and its log Z, which changes with "
+            f"them, is not that of {inner.title} any more: without it the posterior would be "
+            "wrong. To observe data, call the normalised model with them, m(v=x), instead of "
+            "condition(m, v=x). To have the law given data, or a tilted one, normalise last: "
+            "pgm_energy.normalize(condition(...))"
+        )
+    return (
+        f"the parameters of {model.title} are random here, but its energy is unnormalised: log Z "
+        "changes with them, and without it the posterior would be wrong. Say what log Z is: "
         "pgm_energy.normalize(model) sums the states of a small model exactly, "
         "normalize(model, log_partition) takes a function of the model. Or keep the parameters "
         "fixed, or learn them with PCD"
@@ -50,13 +61,13 @@ def random_parameters(owner: str) -> ValueError:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def not_random(owner: str, leaf: jax.Array) -> jax.Array:
+def not_random(message: str, leaf: jax.Array) -> jax.Array:
     """The identity on a parameter that nobody may differentiate with respect to."""
     return leaf
 
 
 @functools.partial(not_random.defjvp, symbolic_zeros=True)
-def _refuse_random(owner: str, primals: Any, tangents: Any) -> Any:
+def _refuse_random(message: str, primals: Any, tangents: Any) -> Any:
     if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-        raise random_parameters(owner)
+        raise ValueError(message)
     return primals[0], tangents[0]

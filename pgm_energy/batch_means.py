@@ -88,6 +88,8 @@ def init(statistics: Mapping[Any, Any], num_levels: int = 30) -> BatchMeansState
 
     Raises
     ------
+    TypeError
+        If the statistics are no dict.
     ValueError
         If a statistic has no axes for draws and series, or ``draws`` is no power of two.
 
@@ -101,10 +103,11 @@ def init(statistics: Mapping[Any, Any], num_levels: int = 30) -> BatchMeansState
     >>> bool(abs(found.mean) < 5 * found.mcse), found.num_batches
     (True, 248)
     """
+    _require_dict(statistics)
     waiting, spread = {}, {}
     dtype = jnp.result_type(float)
     for name, array in statistics.items():
-        shape = tuple(array.shape)
+        shape = tuple(np.shape(array))
         if len(shape) < 2 or shape[0] < 1 or shape[0] & (shape[0] - 1):
             raise ValueError(
                 f"statistic {name!r} must have shape (draws, series, ...) with draws a power of "
@@ -126,6 +129,13 @@ def update(state: BatchMeansState, statistics: Mapping[Any, Any]) -> BatchMeansS
     statistics
         By name ``(draws, series, ...)``, shaped as they were for :func:`init`.
 
+    Raises
+    ------
+    TypeError
+        If the statistics are no dict.
+    ValueError
+        If their names or shapes are others than those that :func:`init` was given.
+
     Notes
     -----
     Costs a few operations per number, however many draws there have been: level l is touched
@@ -138,7 +148,12 @@ def update(state: BatchMeansState, statistics: Mapping[Any, Any]) -> BatchMeansS
     >>> int(update(init({"x": two_chains}), {"x": two_chains}).updates)
     1
     """
+    _require_dict(statistics)
     waiting, spread = dict(state.waiting), dict(state.spread)
+    if set(statistics) != set(waiting):
+        raise ValueError(
+            f"update got the statistics {list(statistics)}, but init was given {list(waiting)}"
+        )
     for name in waiting:
         draws = jnp.asarray(statistics[name]).astype(waiting[name].dtype)
         inner = spread[name].shape[0] - waiting[name].shape[0]
@@ -156,6 +171,14 @@ def update(state: BatchMeansState, statistics: Mapping[Any, Any]) -> BatchMeansS
             draws[0], waiting[name], spread[name], state.updates, inner
         )
     return BatchMeansState(state.updates + 1, waiting, spread)
+
+
+def _require_dict(statistics: Any) -> None:
+    if not isinstance(statistics, Mapping):
+        raise TypeError(
+            "statistics is a dict of arrays (draws, series, ...) by name, got "
+            f"{type(statistics).__name__}"
+        )
 
 
 def _carry(

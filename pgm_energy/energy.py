@@ -78,7 +78,9 @@ class EnergyModel(ABC):
         site
             Name of the site.
         values
-            Raw values of every site, one configuration.
+            Raw values of every site, one configuration, or encodings that stand for them (free
+            energies are differentiated through these, sequential sweeps carry them): use
+            ``self.encode(values)``.
         index
             Flat indices of the units of a block; None for the whole site.
 
@@ -332,7 +334,7 @@ class EnergyModel(ABC):
         Parameters
         ----------
         **observed
-            Values of observed sites, by name.
+            Values of observed sites, by name; None: not observed.
 
         Returns
         -------
@@ -344,8 +346,8 @@ class EnergyModel(ABC):
         TypeError
             On a positional argument.
         ValueError
-            On an unknown site, a wrong shape, a value outside the support, or NaN; on random
-            parameters where log Z changes with them and is not known (see ``normalize``).
+            On an unknown site, a wrong shape or value, or NaN; a plate where the units are;
+            random parameters where log Z changes with them, not known (see ``normalize``).
 
         Notes
         -----
@@ -358,21 +360,22 @@ class EnergyModel(ABC):
                 f"{self.title} takes observed sites by name, got {len(args)} positional "
                 f"argument(s); write for example mcmc.run(rng_key, {next(iter(self.sites))}=x)"
             )
-        self.check_observed(observed)
-        return numpyro_model.call(self, observed)
+        return numpyro_model.call(self, self.check_observed(observed))
 
-    def check_observed(self, observed: Values) -> None:
-        """Refuse observed values that cannot be: unknown sites, shapes, supports, NaN.
+    def check_observed(self, observed: Values) -> dict[str, Any]:
+        """Return checked values of what is observed: all that is not None.
 
         Raises
         ------
         ValueError
-            Saying which site, what was expected and what came.
+            On an unknown site, a wrong shape, a value outside the support, or NaN.
         """
         self.require_sites(observed)
-        for name, value in observed.items():
+        values = {name: value for name, value in observed.items() if value is not None}
+        for name, value in values.items():
             self._lead(name, value)
             self.sites[name].check(name, value)
+        return values
 
     # ---- how it looks ----------------------------------------------------------------------
 
@@ -388,7 +391,7 @@ class EnergyModel(ABC):
                 parts.append(f"{field.name}={tuple(value.shape)}")
             elif callable(value) and not isinstance(value, EnergyModel):
                 parts.append(f"{field.name}={getattr(value, '__name__', value)}")
-            elif isinstance(value, EnergyModel | Site | str | int | float) or not leaves:
+            elif isinstance(value, EnergyModel) or not any(hasattr(x, "shape") for x in leaves):
                 parts.append(f"{field.name}={value!r}")
             else:
                 shapes = jax.tree.map(lambda x: tuple(jnp.shape(x)), value)

@@ -174,7 +174,8 @@ def running_moments(
     pairs
         Pairs of sites whose units' products are looked at, such as ``[("v", "h")]``.
     observables
-        Functions of a configuration (a dict of raw values), by name.
+        Functions of a configuration (a dict of raw values, those of discrete sites as int32), by
+        name.
     kernel
         A pure kernel ``(rng_key, values, model) -> (values, info)``, such as
         ``kernels.GibbsWithGradientsKernel()``; one call of it is a sweep. None: block Gibbs.
@@ -350,7 +351,10 @@ def _result(
     energy = found["energy", ""]
     done = int(run.state.updates) * plan.block
     num_chains = run.chains.keys.shape[0]
-    message = f"{num_chains} chains of {done} sweeps in {seconds:.1f} seconds"
+    message = (
+        f"{num_chains} chain{'s' if num_chains > 1 else ''} of {done} "
+        f"sweep{'s' if done > 1 else ''} in {seconds:.1f} seconds"
+    )
     message += _verdict({**sites, **observables, "the energy": energy})
     if watch.ending:
         message += f". Ended early: {watch.ending}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from pgm_energy.energy import EnergyModel
 
 __all__ = ["Observables", "check_observables", "observe"]
 
-#: A function of one configuration (raw values of every site) by name.
+#: A function of one configuration (raw values of every site, integers as int32) by name.
 Observables = Mapping[str, Callable[[dict[str, jax.Array]], Any]]
 #: What JAX raises where a shape or a branch depends on values.
 _VALUES_NEEDED = (
@@ -30,7 +31,7 @@ def check_observables(model: EnergyModel, observables: Observables | None) -> di
     Raises
     ------
     TypeError
-        If they are no dict of functions, or one gives no array of numbers.
+        If they are no dict of functions of one argument, or one gives no array of numbers.
     ValueError
         If one has the name of a site, or a shape that depends on the values.
 
@@ -53,13 +54,28 @@ def check_observables(model: EnergyModel, observables: Observables | None) -> di
                 f"observable {name!r} has the name of a site of {model.title}: choose another "
                 "name, so that nobody takes its values for draws of the site"
             )
+        _check_signature(name, function)
         _check_one(name, function, shapes)
     return dict(observables)
 
 
+def _check_signature(name: str, function: Any) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some compiled functions
+        return
+    try:
+        signature.bind({})
+    except TypeError:
+        raise TypeError(
+            f"observable {name!r} must take one argument, a dict of values by site, such as "
+            f"lambda x: x['v'].sum(); it takes {signature}"
+        ) from None
+
+
 def _check_one(name: str, function: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
     def look(values: dict[str, jax.Array]) -> jax.Array:
-        out = function(values)
+        out = function(_wide(values))
         if not isinstance(out, jax.Array | np.ndarray | np.generic | float | int):
             raise TypeError(
                 f"observable {name!r} must return one array of numbers, got "
@@ -83,5 +99,14 @@ def _check_one(name: str, function: Any, shapes: dict[str, jax.ShapeDtypeStruct]
 
 
 def observe(observables: Observables, values: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Return the observables of one configuration of raw values."""
-    return {name: jnp.asarray(function(dict(values))) for name, function in observables.items()}
+    """Return the observables of one configuration of raw values, integers as int32."""
+    return {name: jnp.asarray(function(_wide(values))) for name, function in observables.items()}
+
+
+def _wide(values: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Values that can be added and multiplied: a product of stored int8 vectors would overflow."""
+    wide = {name: jnp.asarray(value) for name, value in values.items()}
+    return {
+        name: value.astype(jnp.int32) if jnp.issubdtype(value.dtype, jnp.integer) else value
+        for name, value in wide.items()
+    }

@@ -377,3 +377,19 @@ def test_handlers_condition_and_predictive_on_a_users_model(rng_key):
     found = Predictive(labelled, posterior_samples=draws, return_sites=["z", "x"])(rng_key)
     np.testing.assert_array_equal(found["z"], z[:5])
     np.testing.assert_array_equal(found["x"][0], X)
+
+
+def test_dimensions_of_a_users_model_have_names(rng_key):
+    """Plates by their name, units by the dims of their site."""
+
+    def user(v=None):
+        weight = numpyro.sample("weight", dist.Normal(0.5, 0.5))
+        with numpyro.plate("rows", 5, dim=-2):
+            pgm.normalize(machine(weight))(v=v)
+
+    kernel = Gibbs([(pgm.BlockGibbs(user), ["h"]), (NUTS(user), ["weight"])])
+    mcmc = run(kernel, rng_key, num_warmup=2, num_samples=4, method="sequential", kwargs={"v": V})
+    tree = az.from_numpyro(mcmc)
+    assert tree["posterior"]["h"].dims == ("chain", "draw", "rows", "hidden")
+    assert tree["posterior"]["weight"].dims == ("chain", "draw")
+    assert tree["observed_data"]["v"].dims == ("rows", "visible")

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pgm_energy"
 #: as nothing goes round in circles; ``models`` and ``kernels`` do not know each other.
 FLOORS = [
     {"_struct", "_guards", "_spin_distribution", "datasets"},
-    {"_random", "_batching"},
+    {"_random", "_batching", "_progress"},
     {"sites"},
     {"natural", "configurations", "general_position", "numpyro_model"},
     {"identity"},

@@ -122,6 +122,30 @@ def test_without_it_random_parameters_are_refused_with_the_way_out(rng_key):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: pgm.condition(model, v=np.array([1, np.nan, -1])),
+        lambda model: pgm.tilt(model, v=0.5),
+    ],
+    ids=["condition", "tilt"],
+)
+def test_what_undoes_it_is_refused_with_the_order_that_works(change):
+    """The user has called ``normalize`` already: to be told so again would not help."""
+
+    def density(coupling, change):
+        return log_density(change(triangle(coupling, 0.1)), (), {"v": ROWS[0]}, {})[0]
+
+    message = (
+        r"BoltzmannMachine, normalised (given|tilted).* are random here.*is not that of "
+        r"BoltzmannMachine, normalised any more.*m\(v=x\).*normalise last: pgm_energy\.normalize"
+    )
+    with pytest.raises(ValueError, match=message):
+        jax.grad(density)(0.3, lambda model: change(pgm.normalize(model)))
+    slope = jax.grad(density)(0.3, lambda model: pgm.normalize(change(model)))
+    assert np.isfinite(slope)
+
+
+@pytest.mark.parametrize(
     "model",
     [
         zoo.rbm(),

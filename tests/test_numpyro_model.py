@@ -138,15 +138,81 @@ def test_plate_with_observed_rows():
     assert float(found) == pytest.approx(-oracles.energies(model, raw).sum(), rel=1e-5)
 
 
-def test_a_plate_in_the_place_of_the_units_is_told():
-    model = zoo.mixed()
+def rows_of_one_unit():
+    """A mixture in one dimension: a plate of any size broadcasts with its single unit."""
+    mixture = pgm.GaussianMixture(
+        weights=[0.5, 0.5], means=[[-1.0], [1.0]], covariances=[1.0, 1.0],
+        covariance_type="spherical",
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(20, 1)).astype(np.float32)
+    return mixture, pgm.marginalize(mixture, "z"), {"x": x}
 
+
+def rows_of_spins():
+    """As many rows as units."""
+    model = zoo.machine(3, pgm.Spin)
+    return model, pgm.normalize(model), {"v": np.array([[1, 1, 1], [1, 1, -1], [-1, -1, -1]])}
+
+
+def rows_of_a_lattice():
+    """A plate on the first dimension of the lattice, of its size."""
+    model = pgm.ising_lattice((3, 3), 0.2, 0.1)
+    return model, pgm.normalize(model), {"v": np.where(np.arange(27).reshape(3, 3, 3) % 4, 1, -1)}
+
+
+@pytest.mark.parametrize("latent", [False, True], ids=["observed", "latent"])
+@pytest.mark.parametrize(
+    ("case", "wrong", "right"),
+    [(rows_of_one_unit, None, -2), (rows_of_spins, None, -2), (rows_of_a_lattice, -2, -3)],
+    ids=["one-unit", "spins", "lattice"],
+)
+def test_a_plate_that_stands_on_the_units_is_refused(case, wrong, right, latent):
+    """It broadcasts, so that every row would silently count as often as there are rows."""
+    model, density, data = case()
+    num = len(next(iter(data.values())))
+
+    def rows(dim):
+        with numpyro.plate("rows", num, dim=dim):
+            return (model if latent else density)(**({} if latent else data))
+
+    message = (
+        rf"plate 'rows' .*units of {model.title}.* are: .*plate\('rows', \.\.\., dim={right}\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        handlers.seed(rows, 0)(wrong)
+    values = handlers.seed(rows, 0)(right)
+    assert next(iter(values.values())).shape[0] == num
+    if not latent:
+        found, _ = log_density(rows, (right,), {}, {})
+        expected = pgm.log_likelihood(model, next(iter(data.values())))
+        assert float(found) == pytest.approx(float(expected.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("subsample", [None, 5])
+def test_a_plate_on_the_units_is_refused_where_shapes_do_not_fit_either(subsample):
     def rows():
-        with numpyro.plate("rows", 7):
-            return model()
+        with numpyro.plate("outer", 7, subsample_size=subsample), numpyro.plate("inner", 4):
+            return handlers.scope(zoo.mixed(), prefix="a", hide_types=["plate"])()
 
-    with pytest.raises(ValueError, match=r"dim=-2|broadcast|Incompatible"):
+    # the inner plate has dim=-2 by itself, so that the outer one goes left of it
+    with pytest.raises(ValueError, match=r"plate 'outer' .*'outer', \.\.\., dim=-3\)"):
         handlers.seed(rows, 0)()
+
+
+def test_none_is_not_observed():
+    """``def f(v=None): model(v=v)`` is how a NumPyro model is used for prediction too."""
+    model = zoo.rbm()
+    trace = handlers.trace(handlers.seed(model, 0)).get_trace(v=None, h=np.array([1, 0]))
+    assert not trace["v"]["is_observed"]
+    assert trace["h"]["is_observed"]
+    with pytest.raises(ValueError, match="RBM has no site 'w'"):
+        handlers.seed(model, 0)(w=None)
+
+
+@pytest.mark.parametrize("kernel", [pgm.BlockGibbs, pgm.GibbsWithGradients, DiscreteGibbs])
+def test_none_is_not_observed_by_a_kernel(kernel):
+    samples = run(kernel(zoo.rbm()), 3, num_warmup=0, v=None, h=jnp.array([1, 0]))
+    assert list(samples) == ["v"]
 
 
 def test_two_models_in_one_need_scopes():
@@ -359,8 +425,17 @@ def test_an_energy_model_inside_a_larger_numpyro_model():
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_predictive_returns_the_sites_of_posterior_draws():
+def test_predictive_warns_of_what_it_cannot_draw():
+    """It runs the model forward, and forward a site has its base measure only."""
     model = zoo.rbm()
     draws = {k: jnp.asarray(v) for k, v in zoo.random_values(model, num=6).items()}
-    found = Predictive(model, posterior_samples={"v": draws["v"]})(jax.random.key(0))
+    noise = r"site {} of RBM is neither observed nor .*Predictive fills it with noise"
+    with pytest.warns(UserWarning, match=noise.format("'h'")):
+        found = Predictive(model, posterior_samples={"v": draws["v"]})(jax.random.key(0))
     assert found["h"].shape == (6, 2)
+    with pytest.warns(UserWarning, match=noise.format("'v', 'h'")):
+        Predictive(model, num_samples=2, parallel=False)(jax.random.key(0), v=None)
+    # warnings are errors here: what is known is not drawn
+    found = Predictive(model, draws, return_sites=["v"])(jax.random.key(0))
+    np.testing.assert_array_equal(found["v"], draws["v"])
+    Predictive(model, {"h": draws["h"]}, return_sites=["h"])(jax.random.key(0), v=np.ones(3, int))

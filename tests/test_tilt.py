@@ -158,6 +158,15 @@ def test_a_negative_precision_is_told():
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
+def test_precision_is_a_dict_by_name():
+    model = zoo.rbm("real", "binary")
+    with pytest.raises(TypeError, match=r"precision is a dict by real site.*got float"):
+        pgm.tilt(model, precision=1.0)
+    with pytest.raises(TypeError, match="positional argument"):
+        pgm.tilt(model, {"v": 1.0})
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
 def test_what_is_no_model():
     with pytest.raises(TypeError, match="tilt takes an energy model, got float"):
         pgm.tilt(1.0)

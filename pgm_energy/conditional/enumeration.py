@@ -64,13 +64,28 @@ class FreeStates:
         """Number of states of the row with the most."""
         return math.prod(len(site.states) ** width for _, site, width in self.listed)
 
-    def positions(self, evidence: Evidence) -> dict[str, np.ndarray]:
-        """Flat indices of the free units, ``(rows, width)`` by site, padded with its size."""
+    def positions(self, model: EnergyModel, evidence: Evidence) -> dict[str, np.ndarray]:
+        """Flat indices of the free units, ``(rows, width)`` by site, padded with its size.
+
+        Raises
+        ------
+        ValueError
+            If a row has more free units than states are listed of.
+        """
         places = {}
         for name, site, width in self.listed:
             mask = np.ones((evidence.num_rows, site.size), bool)
             if name in evidence.free:
                 mask = evidence.free[name].reshape(mask.shape)
+            own = model.free_units(name)
+            if own is not None:
+                mask = mask & own.reshape(-1)
+            most = int(mask.sum(axis=1).max())
+            if most > width:
+                raise ValueError(
+                    f"a row has {most} free units of site {name!r}, but states of {width} are "
+                    "listed: free_units of the model must be the same whatever is given"
+                )
             first = np.argsort(~mask, axis=1, kind="stable")[:, :width].astype(np.int32)
             places[name] = np.where(np.take_along_axis(mask, first, axis=1), first, site.size)
         return places
@@ -122,7 +137,7 @@ def enumerate_rows(
             rng_key,
             double(model),
             exact,
-            states.positions(evidence),
+            states.positions(model, evidence),
             states=states,
             names=names,
             num_samples=num_samples,

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from pgm_energy._data import as_rows, site_rows
+from pgm_energy._struct import is_concrete
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Real, Site, Spin
 from pgm_energy.transforms import condition, tilt
+from pgm_energy.transforms._base import held_values
 
 __all__ = ["Evidence", "seen_through_noise", "values_with_gaps"]
 
@@ -76,7 +78,12 @@ def values_with_gaps(model: EnergyModel, rows: Any, *, any_site: bool = False) -
     Raises
     ------
     TypeError, ValueError
-        As rows of data are refused everywhere, with row and column.
+        As rows of data are refused everywhere, with row and column; also where a row contradicts
+        a unit that the model itself holds.
+
+    Notes
+    -----
+    A unit that a conditioned model holds is known in every row, whether the row says so or not.
     """
     if any_site and isinstance(rows, Mapping):
         model.require_sites(rows)
@@ -91,12 +98,31 @@ def values_with_gaps(model: EnergyModel, rows: Any, *, any_site: bool = False) -
             raise ValueError(f"the sites of rows have different numbers of rows: {counts}")
     else:
         checked = as_rows(model, rows, name="rows", allow_missing=True)
-    free = {name: gaps(value) for name, value in checked.items() if gaps(value).any()}
-    values = {
-        name: np.where(gaps(value), model.sites[name].filler, value).astype(model.sites[name].dtype)
-        for name, value in checked.items()
-    }
+    # a traced model is sampled, and its sampler keeps to what it holds
+    held = held_values(model) if is_concrete(model) else {}
+    values, free = {}, {}
+    for name, row in checked.items():
+        site, gap = model.sites[name], gaps(row)
+        values[name] = np.where(gap, held.get(name, site.filler), row).astype(site.dtype)
+        if name in held and (own := model.free_units(name)) is not None:
+            _refuse_contradictions(model, name, values[name], held[name], own)
+            gap = gap & own
+        if gap.any():
+            free[name] = gap
     return Evidence(values, free)
+
+
+def _refuse_contradictions(
+    model: EnergyModel, name: str, rows: np.ndarray, held: np.ndarray, free: np.ndarray
+) -> None:
+    """Refuse rows that give a unit another value than the one the model holds it at."""
+    wrong = np.argwhere(~free & (rows != held))
+    if len(wrong):
+        row, *unit = (int(i) for i in wrong[0])
+        raise ValueError(
+            f"{model.title} holds unit {tuple(unit)} of site {name!r} at {held[tuple(unit)]}, but "
+            f"row {row} says {rows[(row, *unit)]}: leave NaN there, or use the original model"
+        )
 
 
 def gaps(values: np.ndarray) -> np.ndarray:

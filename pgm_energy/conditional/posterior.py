@@ -18,13 +18,13 @@ from pgm_energy.conditional.means import like_given
 from pgm_energy.conditional.sampling import Moments, Run, run_chains, share_draws
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Categorical, Real, Site
-from pgm_energy.transforms._base import require_model
+from pgm_energy.transforms._base import held_values, require_model
 
 __all__ = ["Posterior", "denoise", "impute"]
 
 METHODS = ("auto", "exact", "gibbs")
-#: Most states of a row that are listed when asked to.
-MOST_STATES = 2**20
+#: Most states of a row that are listed when asked to, and unasked.
+MOST_STATES, FEW_STATES = 2**20, 2**14
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -32,7 +32,7 @@ class Posterior:
     """What a model says about units that are missing or seen through noise.
 
     Made by :func:`impute` and :func:`denoise`. Every attribute is an array, rows first, or a dict
-    by site if the rows were one. As a NumPy array (``np.asarray``) it is its samples.
+    by site if the rows were one.
 
     Attributes
     ----------
@@ -64,11 +64,6 @@ class Posterior:
     unknown: Any
     method: str
     message: str
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if isinstance(self.samples, dict):
-            raise TypeError("the samples are a dict by site: take np.asarray(samples[site])")
-        return np.array(self.samples, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         masks = self.unknown if isinstance(self.unknown, dict) else {"": self.unknown}
@@ -104,17 +99,18 @@ def impute(
         Rows of the data site (or a dict by site), NaN where missing; every row may have its own
         pattern. A row of NaN alone is completed from the model; rows without NaN come back.
     num_samples
-        Completions of each row.
+        Completions of each row, in all.
     method
         ``exact``: the states of the missing units (or of the latents, if these are fewer) are
-        listed, at most 2^20 a row. ``gibbs``: block Gibbs. ``auto``: ``exact`` where it is no
-        more work.
+        listed, at most 2^20 a row. ``gibbs``: block Gibbs. ``auto``: ``exact`` where the row with
+        most has at most 2^14 of them.
     num_chains
-        Independent chains of each row; their spread is the standard error.
+        Independent chains of each row, which share ``num_samples``; their spread is the standard
+        error.
     num_warmup
         Sweeps of each chain that are thrown away.
     num_sweeps
-        Sweeps between two completions.
+        Sweeps between two completions of a chain.
 
     Returns
     -------
@@ -129,7 +125,8 @@ def impute(
 
     Notes
     -----
-    Exact up to float64 rounding, or in the limit of long chains. Chains run on
+    Exact up to float64 rounding, or in the limit of long chains. A unit that a conditioned model
+    holds is known in every row. Chains run on
     ``condition(model, ...)``, all rows at once; ``mean`` averages the conditional means of the
     missing units over every sweep, which varies less than an average of draws. A standard error
     that is not small against ``std`` says that chains disagree: give them more warm-up. A state
@@ -152,7 +149,7 @@ def impute(
     ([[0, 1, 1]], [[0.0, 0.8, 1.0]])
     """
     rng_key = require_key(rng_key)
-    require_model(model, "impute")
+    _require_concrete(require_model(model, "impute"))
     run = Run.checked(num_samples, num_chains, num_warmup, num_sweeps)
     evidence = values_with_gaps(model, rows_with_nan)
     return _posterior(rng_key, model, evidence, evidence.free, run, method, rows_with_nan)
@@ -223,12 +220,25 @@ def denoise(
     ([[1, 1, 1]], [[0.691, 0.994, 0.994]])
     """
     rng_key = require_key(rng_key)
-    require_model(model, "denoise")
+    _require_concrete(require_model(model, "denoise"))
     run = Run.checked(num_samples, num_chains, num_warmup, num_sweeps)
     rows = as_rows(model, noisy_rows, name="noisy_rows", allow_missing=True)
     evidence = seen_through_noise(model, rows, noise)
-    unknown = {name: np.ones(seen.shape, bool) for name, seen in rows.items()}
+    unknown = {}
+    for name, seen in rows.items():
+        mask = model.free_units(name)
+        unknown[name] = np.ones(seen.shape, dtype=bool)
+        if mask is not None:
+            unknown[name] &= mask
     return _posterior(rng_key, model, evidence, unknown, run, method, noisy_rows)
+
+
+def _require_concrete(model: EnergyModel) -> None:
+    if not is_concrete(model):
+        raise ValueError(
+            "the posterior of rows needs concrete parameters: call it outside of jit, vmap and "
+            "grad (inside, sample_given takes a traced model, with rows that are not traced)"
+        )
 
 
 def _posterior(
@@ -243,11 +253,6 @@ def _posterior(
     """Infer the units that some row does not know, and put the rows together."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
-    if not is_concrete(model):
-        raise ValueError(
-            "the posterior of rows needs concrete parameters: call it outside of jit, vmap and "
-            "grad (sample_given works inside of jit)"
-        )
     # rows that are known as a whole need no work
     open_rows = [mask.reshape(len(mask), -1).any(axis=1) for mask in unknown.values()]
     chosen = np.flatnonzero(np.any(open_rows, axis=0)) if open_rows else np.arange(0)
@@ -258,11 +263,12 @@ def _posterior(
         some = jax.tree.map(lambda leaf: leaf[chosen], evidence)
         used, message, samples, moments = _infer(rng_key, model, some, tuple(unknown), run, method)
     columns: dict[str, dict[str, Any]] = {}
+    held = held_values(model)
     for name in model.data_sites:
         site = model.sites[name]
         rows = evidence.values.get(name)
         if rows is None:  # seen through noise only
-            rows = np.full(unknown[name].shape, site.filler, site.dtype)
+            rows = np.broadcast_to(held[name], unknown[name].shape).copy()
         mask = unknown.get(name, np.zeros(rows.shape, bool))
         columns[name] = _completed(site, rows, mask, chosen, run.num_samples)
         if name in samples:
@@ -283,7 +289,7 @@ def _infer(
     method: str,
 ) -> tuple[str, str, dict[str, np.ndarray], Moments]:
     """Method, message, draws ``(num_samples, rows, ...)`` and moments of the unknown sites."""
-    states = _listable(model, evidence, run, method)
+    states = _listable(model, evidence, method)
     if states is not None:
         drawn, moments = enumerate_rows(rng_key, model, evidence, states, names, run.num_samples)
         plural = "s" if states.size > 1 else ""
@@ -304,7 +310,7 @@ def _infer(
     return "gibbs", message, samples, moments
 
 
-def _listable(model: EnergyModel, evidence: Evidence, run: Run, method: str) -> FreeStates | None:
+def _listable(model: EnergyModel, evidence: Evidence, method: str) -> FreeStates | None:
     """The states to list, or None where rows are to be sampled."""
     if method == "gibbs":
         return None
@@ -314,7 +320,7 @@ def _listable(model: EnergyModel, evidence: Evidence, run: Run, method: str) -> 
         if method == "exact":
             raise
         return None
-    if states.size <= (MOST_STATES if method == "exact" else min(MOST_STATES, run.total_sweeps)):
+    if states.size <= (MOST_STATES if method == "exact" else FEW_STATES):
         return states
     if method == "exact":
         raise ValueError(

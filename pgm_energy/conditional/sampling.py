@@ -71,11 +71,6 @@ class Run(NamedTuple):
         """Draws of each chain."""
         return math.ceil(self.num_samples / self.num_chains)
 
-    @property
-    def total_sweeps(self) -> int:
-        """Sweeps of all chains of a row."""
-        return self.num_chains * (self.num_warmup + self.draws * self.num_sweeps)
-
 
 def run_chains(
     rng_key: Key,
@@ -218,6 +213,8 @@ def sample_given(
     ValueError
         On invalid rows (with row and column) or counts, where all sites are known, or a model
         that block Gibbs cannot sample.
+    TypeError
+        If the rows are no numbers, or are traced by ``jax.jit``: only the model may be.
 
     Notes
     -----

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pgm_energy._checks import require_count, require_key
+from pgm_energy._progress import progress
 from pgm_energy._struct import Key
-from pgm_energy.learning.loop import check_rows, progress
+from pgm_energy.learning.loop import check_rows, in_words
 from pgm_energy.models.mixture import Mixture
 
 __all__ = ["EM", "EMResult"]
@@ -315,7 +316,7 @@ class EM:
                 done = number * self.max_steps
 
                 def report(step: int, value: float, done: int = done) -> None:
-                    show(done + step, {"log_likelihood": value + task.offset})
+                    show(done + step, in_words({"log_likelihood": value + task.offset}))
 
                 runs.append(self._one(start, task, report))
         return runs

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 
 from pgm_energy._checks import require_count, require_key
 from pgm_energy._data import as_rows
+from pgm_energy._progress import progress
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 
@@ -208,7 +208,7 @@ def run_epochs(
     total = (state.model, jnp.zeros((), jnp.int32))
     history: dict[str, list[float]] = {}
     ending = ""
-    with progress(num_epochs, progress_bar) as show:
+    with progress(num_epochs, progress_bar, "epochs") as show:
         try:
             for number in range(num_epochs):
                 key, measure_key = jax.random.split(jax.random.fold_in(rng_key, number))
@@ -226,7 +226,7 @@ def run_epochs(
                 state, total = new_state, new_total
                 for name, value in figures.items():
                     history.setdefault(name, []).append(value)
-                show(number + 1, figures)
+                show(number + 1, in_words(figures))
                 answers = [callback(number, state, figures) for callback in callbacks]
                 if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
                     ending = f" Stopped by a callback after epoch {number + 1}."
@@ -243,36 +243,12 @@ def _is_finite(model: EnergyModel) -> bool:
     return all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(model))
 
 
-@contextlib.contextmanager
-def progress(
-    total: int, visible: bool, unit: str = "epochs"
-) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Show a progress bar with the figures of an epoch (or other unit); silent if not visible."""
-    if not visible:
-        yield lambda number, figures: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task(unit, total=total, figures="compiling")
-
-        def show(number: int, figures: Mapping[str, float]) -> None:
-            names = {
-                "pseudo_log_likelihood": "log PL",
-                "free_energy_gap": "gap",
-                "reconstruction_error": "error",
-                "log_likelihood": "log-likelihood",
-            }
-            text = "  ".join(f"{s} {figures[n]:.3f}" for n, s in names.items() if n in figures)
-            bar.update(task, completed=number, figures=text)
-
-        yield show
-        # a run that ended early is done, not stuck
-        bar.update(task, total=bar.tasks[0].completed)
+def in_words(figures: Mapping[str, float]) -> str:
+    """Return the figures of an epoch that are worth a place beside a progress bar."""
+    names = {
+        "pseudo_log_likelihood": "log PL",
+        "free_energy_gap": "gap",
+        "reconstruction_error": "error",
+        "log_likelihood": "log-likelihood",
+    }
+    return "  ".join(f"{s} {figures[n]:.3f}" for n, s in names.items() if n in figures)

@@ -40,6 +40,7 @@ def check_kernel(
     num_draws: int = 20_000,
     num_steps: int = 1,
     alpha: float = 1e-6,
+    must_move: bool = True,
 ) -> ConformanceReport:
     """Return a report that a kernel leaves the exact law of a model invariant.
 
@@ -59,6 +60,8 @@ def check_kernel(
         Steps of every chain; parallel tempering takes at least two, one for each set of pairs.
     alpha
         Probability with which a right kernel fails, for each of the statistical checks.
+    must_move
+        Whether a kernel fails that changed no draw at all, where exact draws differ.
 
     Returns
     -------
@@ -68,7 +71,9 @@ def check_kernel(
     Raises
     ------
     ConformanceError
-        If the exact law is not invariant, with the numbers.
+        If the exact law is not invariant, with the numbers, or if nothing ever moved.
+    TypeError
+        If the kernel is a class instead of an instance.
     ValueError
         If the model is too large, the draws too few for a test, or the kernel samples another
         model.
@@ -93,7 +98,8 @@ def check_kernel(
     of Swendsen and Wang), the replicas of :class:`~pgm_energy.ParallelTempering`, and the real
     variables of the twin that ``relax`` makes. All of them start from their exact joint law.
 
-    Invariance only: a kernel that never moves passes, its share of moved chains is reported.
+    Invariance only: of how well a kernel moves, no more is asked than that it moves at all; the
+    share of moved chains is reported.
 
     References
     ----------
@@ -109,6 +115,8 @@ def check_kernel(
     ...
     """
     require_concrete(model, "check_kernel")
+    if isinstance(kernel, type):
+        raise TypeError(f"kernel is the class {kernel.__name__}: pass an instance of it")
     require_count("num_draws", num_draws)
     require_count("num_steps", num_steps)
     if not 0.0 < alpha < 1.0:
@@ -127,7 +135,7 @@ def check_kernel(
     draws = law.sample(draw_key, 2 * num_draws)
     start, fresh = ({k: x[i::2] for k, x in draws.items()} for i in (0, 1))
     moved = move(kernel, model, step_key, start, fresh, num_steps)
-    _note_moves(exam, start, moved)
+    _check_moves(exam, start, fresh, moved, must_move)
     _check_states(exam, law, moved.values, fresh, alpha)
     first, second = columns(moved.joint, moved.fresh)
     name = f"pairs, with {moved.auxiliary}" if moved.auxiliary else "pairs"
@@ -136,13 +144,25 @@ def check_kernel(
     return exam.report()
 
 
-def _note_moves(exam: Exam, start: Raw, moved: Moved) -> None:
-    count = len(next(iter(start.values())))
-    changed = np.zeros(count, dtype=bool)
-    for name, after in moved.values.items():
-        before = np.asarray(start[name])
-        changed |= (before != after).reshape(count, -1).any(axis=1)
+def _differ(first: Raw, second: Raw) -> np.ndarray:
+    """Which draws differ in some unit."""
+    count = len(next(iter(first.values())))
+    parts = [np.asarray(first[k]) != np.asarray(x) for k, x in second.items()]
+    return np.concatenate([part.reshape(count, -1) for part in parts], axis=1).any(axis=1)
+
+
+def _check_moves(exam: Exam, start: Raw, fresh: Raw, moved: Moved, must_move: bool) -> None:
+    changed = _differ(start, moved.values)
+    count = len(changed)
     steps = "one step" if moved.num_steps == 1 else f"{moved.num_steps} steps"
+    # of a law that is all but one state, a right kernel need not move
+    if must_move and not changed.any() and _differ(start, fresh).any():
+        exam.fail(
+            "moved",
+            f"none of {count} draws changed in {steps}: the kernel leaves every law invariant by "
+            "standing still; where it moves rarely, give more num_steps or num_draws, and where "
+            "it is to stand still, must_move=False",
+        )
     exam.note("moved", f"{changed.mean():.1%} of {count} draws changed in {steps}")
 
 

@@ -15,7 +15,7 @@ from pgm_energy.energy import EnergyModel
 from pgm_energy.natural import Values
 from pgm_energy.sites import Site
 
-__all__ = ["map_leading", "rebuild", "require_model", "wrapped"]
+__all__ = ["held_values", "map_leading", "rebuild", "require_model", "wrapped"]
 
 
 def wrapped(model: EnergyModel, rng_key: Key, fill: Callable[..., Any]) -> Any:
@@ -34,6 +34,12 @@ def map_leading(
     flat = {k: jnp.reshape(v, (count, *np.shape(v)[len(lead) :])) for k, v in samples.items()}
     out = jax.vmap(fn)(jax.random.split(rng_key, count), flat)
     return {k: v.reshape(lead + v.shape[1:]) for k, v in out.items()}
+
+
+def held_values(model: EnergyModel) -> dict[str, np.ndarray]:
+    """Raw values by site of the units that the model holds, fillers where ``free_units``."""
+    blank = {n: jnp.full(s.shape, s.filler, s.dtype) for n, s in model.sites.items()}
+    return {name: np.asarray(value) for name, value in model.clamp(blank).items()}
 
 
 def rebuild(model: Any, /, **changes: Any) -> Any:

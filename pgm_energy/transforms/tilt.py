@@ -51,6 +51,9 @@ class Tilted(EnergyModel):
     def energy(self, **values: jax.Array) -> jax.Array:
         return self.model.energy(**values) + sum(self._added(k, x) for k, x in values.items())
 
+    def evaluates_whole_site(self, site: str) -> bool:
+        return self.model.evaluates_whole_site(site)
+
     def natural_parameters(
         self, site: str, values: Values, index: jax.Array | None = None
     ) -> Natural:
@@ -120,7 +123,7 @@ class Tilted(EnergyModel):
 
 
 def tilt(
-    model: EnergyModel, /, precision: Mapping[str, Any] | None = None, **fields: Any
+    model: EnergyModel, /, *, precision: Mapping[str, Any] | None = None, **fields: Any
 ) -> EnergyModel:
     """Return the model with energy ``E(x) - <field, T(x)>``: the law times ``exp <field, T(x)>``.
 
@@ -149,6 +152,8 @@ def tilt(
     ValueError
         On an unknown site, a wrong shape, a value that is not finite, or a precision that is
         negative or not of a real site.
+    TypeError
+        If ``precision`` is no dict by site.
 
     Notes
     -----
@@ -169,6 +174,11 @@ def tilt(
     [0.75, 0.75]
     """
     require_model(model, "tilt")
+    if not isinstance(precision, Mapping | None):
+        raise TypeError(
+            "precision is a dict by real site, such as precision={'x': 1.0}, got "
+            f"{type(precision).__name__}"
+        )
     precisions = dict(precision or {})
     model.require_sites(fields)
     model.require_sites(precisions)

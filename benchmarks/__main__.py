@@ -78,7 +78,7 @@ def main(
     """
     every = cases.all_cases()
     names = [*every, GROWTH]
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if show_list:
         console.print("\n".join(names))
         return

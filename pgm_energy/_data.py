@@ -87,8 +87,8 @@ def site_rows(
     if isinstance(value, jax.core.Tracer):
         elsewhere = f"; inside, jax.vmap over condition(model, free={{{key!r}: mask}}, {key}=row)"
         raise TypeError(
-            f"{name} for site {key!r} are traced, but their values are looked at: call this outside "
-            f"of jit, vmap and grad{elsewhere if allow_missing else ''}"
+            f"{name} for site {key!r} are traced, but their values are looked at: call this "
+            f"outside of jit, vmap and grad{elsewhere if allow_missing else ''}"
         )
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":

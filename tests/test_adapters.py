@@ -48,13 +48,20 @@ def test_observables_are_stored_instead_of_draws(adapter, rng_key):
     draws = run(adapter(MIXED), rng_key).get_samples(True)
     observables = {
         "agree": lambda values: jnp.sum(values["v"][:2] * values["h"]),
-        "v_again": lambda values: values["v"],
+        "v_again": lambda values: values["v"].astype(jnp.int8),
     }
     seen = run(adapter(MIXED, observables=observables), rng_key).get_samples(True)
     assert seen.keys() == {"agree", "v_again"}
     np.testing.assert_array_equal(seen["agree"], (draws["v"][..., :2] * draws["h"]).sum(-1))
     np.testing.assert_array_equal(seen["v_again"], draws["v"])
     assert seen["v_again"].dtype == jnp.int8
+
+
+def test_observables_do_not_overflow_the_storage_type(rng_key):
+    model = pgm.ising_lattice((12, 12), 0.3)
+    square = {"square": lambda x: x["v"].reshape(-1) @ x["v"].reshape(-1)}  # 144 > 127
+    seen = run(pgm.BlockGibbs(model, observables=square), rng_key).get_samples()
+    assert (np.asarray(seen["square"]) == 144).all()
 
 
 @pytest.mark.usefixtures("annotations_unchecked")

@@ -211,8 +211,15 @@ def _draw(
     site: Site, rng_key: Any, natural: Natural, aim: Any, mask: Any = None
 ) -> tuple[jax.Array, jax.Array]:
     """New raw values of a block and their log-probability (nats; 0 where none was prescribed)."""
+    noise = None if rng_key is None else site.noise(rng_key, natural.eta.shape)
+    return _decided(site, noise, natural, aim, mask)
+
+
+def _decided(
+    site: Site, noise: Any, natural: Natural, aim: Any, mask: Any = None
+) -> tuple[jax.Array, jax.Array]:
     if aim is None:
-        new = site.cast(site.sample(rng_key, natural.eta, natural.precision))
+        new = site.cast(site.decide(noise, natural.eta, natural.precision))
         # drawn in one vectorised pass: XLA would draw again, number by number, for every use
         return jax.lax.optimization_barrier(new), jnp.zeros(())
     if mask is None:
@@ -250,14 +257,17 @@ def _colours(
     for row, units, valid in zip(member, step.index.array, step.mask.array, strict=True):
         row[units[valid]] = True
 
-    def colour(block: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
-        mask, key = x
-        natural = _natural(step, {**values, step.site: block}, model, None)
-        new, log_prob = _draw(site, key, natural, aim, mask)
-        return jnp.where(mask, site.cast(new), block), log_prob
+    # once for all colours: a unit is decided in one of them
+    noise = None if rng_key is None else site.noise(rng_key, site.encoded_shape)
+    noise = jax.lax.optimization_barrier(noise)
 
-    xs = (jnp.asarray(member.reshape(-1, *site.shape)), _row_keys(rng_key, step))
-    return jax.lax.scan(colour, values[step.site], xs)
+    def colour(block: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        natural = _natural(step, {**values, step.site: block}, model, None)
+        new, log_prob = _decided(site, noise, natural, aim, mask)
+        return jnp.where(mask, new, block), log_prob
+
+    member = member.reshape(-1, *site.shape)
+    return jax.lax.scan(colour, values[step.site], jnp.asarray(member))
 
 
 def _rows(

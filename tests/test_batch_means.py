@@ -165,3 +165,17 @@ def test_wrong_uses_are_refused():
         state = batch_means.update(state, {"x": np.zeros((2, 2))})
     with pytest.raises(ValueError, match="4 updates are more than 2 levels hold"):
         batch_means.result(state)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_statistics_are_a_dict_of_the_same_names():
+    draws = jnp.zeros((1, 4))
+    state = batch_means.init({"x": draws})
+    for other in ({"y": draws}, {"x": draws, "y": draws}, {}):
+        with pytest.raises(ValueError, match=r"update got .*, but init was given \['x'\]"):
+            batch_means.update(state, other)
+    for call in (batch_means.init, lambda draws: batch_means.update(state, draws)):
+        with pytest.raises(TypeError, match=r"statistics is a dict of arrays .*, got list"):
+            call([draws])
+    with pytest.raises(ValueError, match=r"statistic 'x' must have shape .*got \(\)"):
+        batch_means.init({"x": 1.0})

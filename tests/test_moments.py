@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpyro.infer import NUTS
 from oracles import ALPHA, law
 from scipy import stats
 
@@ -310,6 +311,14 @@ def test_control_c_from_a_terminal():
         ({"pairs": ("v", "h")}, ValueError, r"a list of pairs .*got 'v' in it"),
         ({"on_invalid": "raise"}, ValueError, "on_invalid must be 'warn' or 'stop', got 'raise'"),
         ({"kernel": 3}, TypeError, "kernel must be a hashable function .*got int"),
+        ({"kernel": pgm.SwendsenWang}, TypeError, r"SwendsenWang is a NumPyro kernel.*MCMC\("),
+        ({"kernel": pgm.BlockGibbs(RBM)}, TypeError, r"BlockGibbs is a NumPyro .*pass the pure"),
+        (
+            {"kernel": NUTS(RBM)},
+            TypeError,
+            r"NUTS is a NumPyro kernel.*swendsen_wang_kernel\(model",
+        ),
+        ({"kernel": kernels.GibbsWithGradientsKernel}, TypeError, "kernel is the class Gibbs"),
         ({"kernel": lambda key, values: values}, TypeError, "too many positional arguments"),
         ({"kernel": lambda key, values, model: values}, TypeError, "does not return a pair"),
         (
@@ -334,3 +343,17 @@ def test_progress_changes_nothing(rng_key, capsys):
     quiet, loud = (run(rng_key, num_sweeps=64, progress_bar=bar) for bar in (False, True))
     np.testing.assert_array_equal(quiet.sites["v"].mean, loud.sites["v"].mean)
     assert "sweeps" in capsys.readouterr().out
+
+
+def test_observables_see_integers_that_do_not_overflow(rng_key):
+    """The squared norm of 144 spins, stored as int8, is 144."""
+    model = pgm.ising_lattice((12, 12), 0.2, 0.0)
+    square = {"n": lambda x: x["v"].reshape(-1) @ x["v"].reshape(-1)}
+    found = run(rng_key, model, 2, num_warmup=0, observables=square)
+    assert found.observables["n"].mean == 144
+    assert found.values["v"].dtype == np.int8
+
+
+def test_one_chain_of_one_sweep_in_words(rng_key):
+    found = run(rng_key, num_sweeps=1, num_chains=1, num_warmup=0)
+    assert repr(found).startswith("RunningMoments(1 chain of 1 sweep in ")

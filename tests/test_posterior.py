@@ -168,7 +168,7 @@ HELD = {
 @pytest.mark.parametrize("held", HELD)
 @pytest.mark.parametrize("machine", ["rbm", "boltzmann", "spins"])
 def test_a_model_that_holds_units_itself(machine, held, task, rng_key):
-    """Against sums over all states; chains and draws too keep to what is held."""
+    """Against sums over all states; draws too keep to what is held."""
     if machine == "rbm":
         model = RBM
     else:
@@ -197,18 +197,7 @@ def test_a_model_that_holds_units_itself(machine, held, task, rng_key):
     fixed = ~np.isnan(known.get("v", np.full(4, NAN)))
     assert not found.unknown[:, fixed].any()
     for value in (found.estimate, *found.samples):
-        np.testing.assert_array_equal(
-            value[:, fixed],
-            np.tile(known["v"][fixed], (len(rows), 1)) if fixed.any() else value[:, fixed],
-        )
-    # draws that leave the support would have probability zero
-    for row, own in zip(rows, np.swapaxes(found.samples, 0, 1), strict=True):
-        sure = ~np.isnan(row) if task == "impute" else np.zeros(4, bool)
-        assert (own[:, sure] == row[sure]).all()
-    chains = getattr(pgm, task)(
-        rng_key, inner, rows, num_samples=64, num_chains=64, method="gibbs", **more
-    )
-    assert chain_p_value(chains, np.array(expected), 64) > ALPHA
+        assert (value[:, fixed] == known.get("v", np.zeros(4))[fixed]).all()
 
 
 def test_rows_of_which_a_model_holds_different_parts(rng_key):
@@ -218,9 +207,9 @@ def test_rows_of_which_a_model_holds_different_parts(rng_key):
     found = pgm.impute(rng_key, inner, rows)
     expected = exact_means(RBM, [[1, 0, NAN, 1], [1, 0, NAN, NAN]])
     np.testing.assert_allclose(found.mean, expected, atol=1e-6)
-    np.testing.assert_array_equal(
-        found.unknown, [[False] * 3 + [False], [False] * 2 + [True] * 2] | (np.arange(4) == 2)
-    )
+    np.testing.assert_array_equal(found.unknown, [[0, 0, 1, 0], [0, 0, 1, 1]])
+    chains = pgm.impute(rng_key, inner, rows, 256, method="gibbs", num_chains=256)
+    assert chain_p_value(chains, expected, 256) > ALPHA
     assert "nothing is missing" in pgm.impute(rng_key, inner, [[NAN, NAN, 1, 1]]).message
 
 

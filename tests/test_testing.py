@@ -524,6 +524,28 @@ def test_more_steps_and_the_report_a_person_reads(rng_key):
     assert "of neighbours" in found["chains"]
 
 
+def test_a_kernel_that_never_moves_is_caught(rng_key):
+    def stands_still(key, values, model):
+        return values, None
+
+    model = _rbm(num_visible=2, num_hidden=2)
+    with pytest.raises(ConformanceError, match="'moved': none of 1000 draws changed in one step"):
+        check_kernel(stands_still, model, rng_key, num_draws=1000)
+    report = check_kernel(stands_still, model, rng_key, num_draws=1000, must_move=False)
+    assert dict(report.checks)["moved"].startswith("0.0%")
+    # there is nowhere to go
+    frozen = pgm.RBM(
+        weights=jnp.zeros((2, 2)), visible_bias=jnp.full(2, 60.0), hidden_bias=jnp.full(2, -60.0)
+    )
+    check_kernel(stands_still, frozen, rng_key, num_draws=1000)
+
+
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_a_class_is_no_kernel(rng_key):
+    with pytest.raises(TypeError, match="kernel is the class BlockGibbs: pass an instance"):
+        check_kernel(pgm.BlockGibbs, _rbm(), rng_key)
+
+
 def test_a_failure_names_the_state_and_says_where_to_look(rng_key):
     with pytest.raises(
         ConformanceError, match=r"state {'v': .* came \d+ times, .* expected"

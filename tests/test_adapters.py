@@ -82,8 +82,10 @@ def test_observables_do_not_overflow_the_storage_type(rng_key):
         ({"m": lambda v, h: v}, TypeError, r"observable 'm' must take one argument.*\(v, h\)"),
         ({"m": lambda: 1}, TypeError, "observable 'm' must take one argument"),
     ],
-    ids=["site", "mask", "numpy", "branch", "text", "none", "list", "unknown", "number", "no dict"]
-    + ["two arguments", "no argument"],
+    ids=[
+        *("site", "mask", "numpy", "branch", "text", "none", "list", "unknown", "number"),
+        *("no dict", "two arguments", "no argument"),
+    ],
 )
 def test_wrong_observables_are_refused(adapter, observable, error, message):
     with pytest.raises(error, match=message):

@@ -364,7 +364,8 @@ def test_rows_of_several_units_in_a_plate_do_not_warn(rng_key):
     """NumPyro misses a plate for batch dimensions without one, and units have none."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(NUTS(wide), rng_key, np.ones((3, 2), np.float32), num_warmup=5, num_samples=5)
+        mcmc = run(NUTS(wide), rng_key, np.ones((3, 2), np.float32), num_warmup=5, num_samples=5)
+    assert all(np.isfinite(draws).all() for draws in mcmc.get_samples().values())
 
 
 def test_handlers_condition_and_predictive_on_a_users_model(rng_key):

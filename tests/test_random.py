@@ -15,7 +15,7 @@ from pgm_energy import _random
 SHAPES = [(), (1,), (0,), (7,), (3, 4, 5)]
 
 
-def same(found, expected):
+def assert_same(found, expected):
     assert found.dtype == expected.dtype
     if jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
         assert jax.random.key_impl(found) == jax.random.key_impl(expected)
@@ -35,10 +35,10 @@ def test_bits_and_keys_equal_those_of_jax(kind):
     for seed in (0, 2**31 - 1):
         key = make_key(kind, seed)
         for shape in SHAPES:
-            same(_random.bits(key, shape), jax.random.bits(key, shape, jnp.uint32))
+            assert_same(_random.bits(key, shape), jax.random.bits(key, shape, jnp.uint32))
         for num in (1, 2, 5):
-            same(_random.split(key, num), jax.random.split(key, num))
-    same(
+            assert_same(_random.split(key, num), jax.random.split(key, num))
+    assert_same(
         jax.jit(_random.bits, static_argnums=1)(key, (3, 5)),
         jax.random.bits(key, (3, 5), jnp.uint32),
     )
@@ -49,8 +49,8 @@ def test_bits_and_keys_equal_those_of_jax(kind):
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
 def test_bits_have_32_bits_in_double_precision(kind):
     key = make_key(kind, 1)
-    same(_random.bits(key, (4,)), jax.random.bits(key, (4,), jnp.uint32))
-    same(_random.split(key, 4), jax.random.split(key, 4))
+    assert_same(_random.bits(key, (4,)), jax.random.bits(key, (4,), jnp.uint32))
+    assert_same(_random.split(key, 4), jax.random.split(key, 4))
 
 
 @pytest.mark.parametrize("kind", ["threefry2x32", "legacy"])
@@ -58,11 +58,11 @@ def test_bits_equal_those_of_jax_under_transformations(kind):
     keys = jax.random.split(make_key(kind, 3), 6)
     mine = functools.partial(_random.bits, shape=(2, 3))
     library = functools.partial(jax.random.bits, shape=(2, 3), dtype=jnp.uint32)
-    same(jax.jit(jax.vmap(mine))(keys), jax.vmap(library)(keys))
+    assert_same(jax.jit(jax.vmap(mine))(keys), jax.vmap(library)(keys))
     split = functools.partial(_random.split, num=3)
-    same(jax.jit(jax.vmap(split))(keys), jax.vmap(lambda k: jax.random.split(k, 3))(keys))
+    assert_same(jax.jit(jax.vmap(split))(keys), jax.vmap(lambda k: jax.random.split(k, 3))(keys))
     nested = keys.reshape(2, 3, *keys.shape[1:])
-    same(jax.vmap(jax.vmap(mine))(nested), jax.vmap(jax.vmap(library))(nested))
+    assert_same(jax.vmap(jax.vmap(mine))(nested), jax.vmap(jax.vmap(library))(nested))
 
     def scanned(split, bits):
         def step(key, _):
@@ -74,7 +74,7 @@ def test_bits_equal_those_of_jax_under_transformations(kind):
     for found, expected in zip(
         scanned(_random.split, mine), scanned(jax.random.split, library), strict=True
     ):
-        same(found, expected)
+        assert_same(found, expected)
 
 
 def test_neighbouring_words_differ(rng_key):  # what the equalities above would not see in both

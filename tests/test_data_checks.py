@@ -199,7 +199,7 @@ def test_allowances_do_not_hide_wrong_values():
         (np.zeros((0, 3)), ValueError, "is empty: at least one row is needed"),
         (np.array([["a", "b", "c"]]), TypeError, "must be numbers, got dtype <U1"),
         (np.zeros((2, 3), complex), TypeError, "must be numbers, got dtype complex128"),
-        (np.array([[None, 1, 0]]), TypeError, "must be numbers, got dtype object"),
+        (np.array([[None, 1, 0]]), TypeError, "must be numbers, got None at row 0, column 0"),
         ({"x": np.zeros((2, 3))}, ValueError, "RBM has no site 'x'; its sites are 'v', 'h'"),
         ({}, ValueError, "lacks site 'v'"),
         (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,9 @@ from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule, sum_out, sums_out
-from pgm_energy.learning.loop import (
-    LearningResult,
-    Rows,
-    check_rows,
-    run_epochs,
-)
-from pgm_energy.learning.metrics import explain, measurements
-from pgm_energy.structure import Blocks, blocks
+from pgm_energy.learning.learner import GradientLearner
+from pgm_energy.learning.loop import Rows
+from pgm_energy.structure import Blocks
 
 __all__ = ["CD", "PCD", "ContrastiveState", "contrast"]
 
@@ -95,10 +90,9 @@ def contrast(
     return mean(energies(data), weights) - mean(negative, chain_weights)
 
 
-class _Contrastive:
+class _Contrastive(GradientLearner):
     """One contrast, one driver; where the negative phase starts is all that differs."""
 
-    optimizer: optax.GradientTransformation
     num_chains: int
     num_sweeps: int
     kernel: Callable[..., Any] | None
@@ -106,18 +100,12 @@ class _Contrastive:
     persistent: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        if not all(callable(getattr(self.optimizer, name, None)) for name in ("init", "update")):
-            raise TypeError(
-                "optimizer must be an optax optimizer, for example optax.adam(1e-3), got "
-                f"{self.optimizer!r}"
-            )
+        super().__post_init__()
         if self.persistent:
             require_count("num_chains", self.num_chains)
         require_count("num_sweeps", self.num_sweeps)
         if self.kernel is not None and not callable(self.kernel):
             raise TypeError(f"kernel must be a function or None, got {self.kernel!r}")
-
-    # ---- the pair of pure functions --------------------------------------------------------
 
     def init(self, rng_key: Key, model: EnergyModel, rows: Rows) -> ContrastiveState:
         """Return the first state: chains at random, the optimiser fresh."""
@@ -196,99 +184,6 @@ class _Contrastive:
             return jax.vmap(lambda k, v: kernel(k, v, model)[0])(keys, values), None
 
         return jax.lax.scan(sweep, start, jax.random.split(rng_key, self.num_sweeps))[0]
-
-    # ---- the host loop ---------------------------------------------------------------------
-
-    def run(
-        self,
-        rng_key: Key,
-        model: EnergyModel,
-        data: Any,
-        num_epochs: int = 20,
-        batch_size: int = 128,
-        validation: Any = None,
-        row_weights: Any = None,
-        intensities: Literal["mean", "sample"] | None = None,
-        callbacks: Sequence[Callable[[int, Any, Mapping[str, float]], Any]] = (),
-        progress_bar: bool = True,
-    ) -> LearningResult:
-        """Return the model learned from data.
-
-        Parameters
-        ----------
-        rng_key
-            A JAX random key.
-        model
-            Where to start, for example ``RBM.init(...)``.
-        data
-            Rows of the data site, or a dict by site.
-        num_epochs
-            Passes over the data.
-        batch_size
-            Rows per step; at most all of them.
-        validation
-            Rows that are only looked at.
-        row_weights
-            ``(rows,)``, not negative: how often each row counts, up to a common factor.
-        intensities
-            For binary data between 0 and 1: ``"mean"`` uses them as probabilities, ``"sample"``
-            draws bits every epoch.
-        callbacks
-            Called with ``(epoch, state, figures)`` after every epoch; one that returns True
-            ends the run.
-        progress_bar
-            Show one.
-
-        Returns
-        -------
-        LearningResult
-            ``model``, ``averaged``, ``state``, ``metrics`` and ``message``.
-
-        Raises
-        ------
-        ValueError
-            On data, weights or counts that are not valid, or a model that block Gibbs cannot
-            sample.
-
-        Notes
-        -----
-        Metrics per epoch: ``pseudo_log_likelihood`` (nats per row), ``free_energy_gap``
-        (validation minus training, nats), ``reconstruction_error`` (mean square per unit),
-        ``gradient_norm``, ``chain_free_energy`` (nats). They look at up to 500 rows, the
-        pseudo-likelihood at fewer where rows are wide (40,000 units).
-
-        Examples
-        --------
-        >>> import jax, numpy as np, optax, pgm_energy as pgm
-        >>> data = np.array([[0, 1, 1], [1, 0, 0]] * 8)
-        >>> start = pgm.RBM.init(jax.random.key(0), num_visible=3, num_hidden=2, data=data)
-        >>> learner = pgm.PCD(optax.adam(0.01), num_chains=8)
-        >>> result = learner.run(jax.random.key(1), start, data, num_epochs=2, progress_bar=False)
-        >>> len(result.metrics["gradient_norm"])
-        2
-        """
-        if not isinstance(model, EnergyModel):
-            raise TypeError(f"run takes an energy model to start from, got {type(model).__name__}")
-        rows = check_rows(model, data, row_weights, intensities)
-        rows = rows._replace(weights=rows.weights / jnp.mean(rows.weights))
-        held_out = None
-        if validation is not None:
-            held_out = check_rows(model, validation, None, intensities, name="validation")
-        model = jax.tree.map(jnp.asarray, model.project())
-        blocks(model)  # verify eagerly, and say at once if it is slow
-        return run_epochs(
-            self,
-            rng_key,
-            model,
-            rows,
-            num_epochs=num_epochs,
-            batch_size=batch_size,
-            resample=intensities == "sample",
-            measure=measurements(model, rows, held_out),
-            callbacks=callbacks,
-            progress_bar=progress_bar,
-            explain=explain,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import networkx as nx
 import numpy as np
 
 from pgm_energy._struct import StaticArray
+from pgm_energy.colouring import PANEL, colour, coloured_rows, panels, user_level
 from pgm_energy.energy import EnergyModel
 from pgm_energy.probe import (
     Probe,
@@ -25,13 +25,6 @@ from pgm_energy.probe import (
 from pgm_energy.sites import Real, Site
 
 __all__ = ["Block", "Blocks", "Step", "blocks", "verify"]
-
-#: Above this share of interacting pairs a colouring gains nothing over a sequential sweep.
-DENSE_SHARE = 0.3
-#: Units up to which a colouring is improved by interchanges (measured: 33 ms for a 31 x 31 torus).
-INTERCHANGE_LIMIT = 10_000
-#: Units of a sequential panel: one product for all, then each in turn (measured: 16 to 64 alike).
-PANEL = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +247,7 @@ def blocks(model: EnergyModel, given: Sequence[str | Block] | None = None) -> Bl
             "affinely, do: for spins s_i == s_j is (1 + s_i * s_j) / 2, for one-hot states "
             "c_i == c_j is c_i @ c_j, and x**2 of a binary unit is x",
             UserWarning,
-            stacklevel=_user_level(),
+            stacklevel=user_level(),
         )
     return schedule
 
@@ -293,16 +286,6 @@ def verify(schedule: Blocks, model: EnergyModel) -> None:
 def _structure(model: EnergyModel) -> Any:
     treedef, leaves = structure_key(model)
     return treedef, tuple(shape for shape, _ in leaves)
-
-
-def _user_level() -> int:
-    """Depth of the first caller outside this package, for warnings."""
-    import inspect
-
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("pgm_energy"):
-        frame, level = frame.f_back, level + 1
-    return max(level, 1)
 
 
 def _by_hand(model: EnergyModel, exam: Probe, given: Sequence[str | Block]) -> Blocks:
@@ -344,7 +327,7 @@ def _schedule(model: EnergyModel, exam: Probe) -> Blocks:
         for second in names[i + 1 :]:
             if exam.sites_interact(first, second):
                 graph.add_edge(first, second)
-    colours = _colour(graph)
+    colours = colour(graph)
     groups: dict[int, list[Step]] = {}
     for name in names:
         groups.setdefault(colours[name], []).append(steps[name])
@@ -363,13 +346,13 @@ def _site_step(model: EnergyModel, exam: Probe, name: str) -> Step:
     if exam.independent(name) and exam.verdict(name).holds:
         return Step(name, "joint")
     if not exam.independent(name):
-        rows = _coloured_rows(model, exam, name, site)
+        rows = coloured_rows(model, exam, name, site)
         if rows is not None and exam.verdict(name, *rows).holds:
             return Step(name, "joint", StaticArray(rows[0]), StaticArray(rows[1]))
-        rows = _panels(site.size, PANEL)
+        rows = panels(site.size, PANEL)
         if exam.verdict(name, *rows, kind="sequential").holds:
             return Step(name, "sequential", StaticArray(rows[0]), StaticArray(rows[1]))
-    rows = _panels(site.size, 1)
+    rows = panels(site.size, 1)
     if exam.verdict(name, *rows).holds:
         return Step(name, "sequential", StaticArray(rows[0]), StaticArray(rows[1]))
     return Step(name, "difference")
@@ -379,75 +362,7 @@ def _real_step(model: EnergyModel, exam: Probe, name: str, site: Real) -> Step:
     if not site.coupled and exam.verdict(name).holds:
         return Step(name, "joint")
     if not site.coupled and site.size > 16 * PANEL:  # a large sparse precision: colours
-        rows = _coloured_rows(model, exam, name, site)
+        rows = coloured_rows(model, exam, name, site)
         if rows is not None and exam.verdict(name, *rows).holds:
             return Step(name, "joint", StaticArray(rows[0]), StaticArray(rows[1]))
     return Step(name, "joint", coupled=require_block(model, name, None))
-
-
-def _panels(size: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of consecutive units; the last row is padded in front, with units already drawn."""
-    num_rows = math.ceil(size / width)
-    width = math.ceil(size / num_rows)
-    starts = np.minimum(np.arange(num_rows) * width, size - width)
-    index = starts[:, None] + np.arange(width)
-    return index.astype(np.int32), index >= np.arange(num_rows)[:, None] * width
-
-
-def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    width = max(len(row) for row in rows)
-    index = np.stack([np.pad(row, (0, width - len(row)), constant_values=row[0]) for row in rows])
-    mask = np.stack([np.arange(width) < len(row) for row in rows])
-    return index.astype(np.int32), mask
-
-
-def _coloured_rows(
-    model: EnergyModel, exam: Probe, name: str, site: Site
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Colour classes of a site's units, or None where it is too dense to gain from colours."""
-    told = model.interactions(name)
-    if told is None:
-        adjacency = exam.adjacency(name)
-        if adjacency is None:
-            warnings.warn(
-                f"site {name!r} of {exam.owner} has {site.size} units that interact, too many to "
-                "find out which: it is swept sequentially. Implement interactions(site) to return "
-                "its edges (m, 2) or colours (n,)",
-                UserWarning,
-                stacklevel=_user_level(),
-            )
-            return None
-        edges = np.argwhere(np.triu(adjacency, 1))
-    else:
-        told = np.asarray(told)
-        if told.dtype.kind not in "iu" or told.shape not in {(site.size,), (len(told), 2)}:
-            raise ValueError(
-                f"interactions({name!r}) of {exam.owner} must be integer edges (m, 2) or colours "
-                f"({site.size},), got {told.dtype} of shape {told.shape}"
-            )
-        if told.shape == (site.size,):
-            return _padded([np.flatnonzero(told == c) for c in np.unique(told)])
-        edges = told
-    dense = len(edges) > DENSE_SHARE * site.size * (site.size - 1) / 2
-    if dense and site.size > 2 * PANEL:  # colouring it would cost more than it gains
-        return None
-    graph = nx.Graph()
-    graph.add_nodes_from(range(site.size))
-    graph.add_edges_from(edges.tolist())
-    colours = _colour(graph)
-    if dense and 2 * (max(colours.values()) + 1) > site.size:
-        return None
-    labels = np.array([colours[unit] for unit in range(site.size)])
-    return _padded([np.flatnonzero(labels == c) for c in np.unique(labels)])
-
-
-def _colour(graph: nx.Graph) -> dict[Any, int]:
-    """Two colours where they suffice (first node first), else greedy, largest degree first.
-
-    Interchanging colours costs a little and finds the three of an odd torus.
-    """
-    try:
-        return nx.bipartite.color(graph) if graph.number_of_edges() else dict.fromkeys(graph, 0)
-    except nx.NetworkXError:
-        interchange = len(graph) <= INTERCHANGE_LIMIT
-        return nx.greedy_color(graph, strategy="largest_first", interchange=interchange)

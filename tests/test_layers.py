@@ -14,13 +14,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pgm_energy"
 #: as nothing goes round in circles; ``models`` and ``kernels`` do not know each other.
 FLOORS = [
     {"_struct", "_guards", "_spin_distribution", "datasets"},
-    {"_random", "_batching", "_progress"},
+    {"_random", "_batching", "_interrupts", "_progress", "_tables"},
     {"sites"},
     {"natural", "configurations", "general_position", "numpyro_model"},
     {"identity"},
     {"probe"},
     {"energy"},
-    {"_checks", "_data", "batch_means", "observables", "structure", "transforms", "pairwise"},
+    {
+        "_checks",
+        "_data",
+        "batch_means",
+        "observables",
+        "colouring",
+        "structure",
+        "transforms",
+        "pairwise",
+    },
     {"models", "kernels", "exact_law", "enumeration", "serialization"},
     {"normalization", "partition", "evaluation", "pseudo_likelihood", "learning", "fitted_base"},
     {"infer"},
@@ -46,7 +55,7 @@ GATES = {
     "matplotlib": {"diagnostics", "comparison", "report", "plots"},
     "optax": {"learning", "_jobs"},
     "numpyro.infer": {"infer", *FLOORS[-2], *FLOORS[-1]},
-    "networkx": {"structure"},
+    "networkx": {"colouring", "structure"},
     "safetensors": {"serialization"},
 }
 

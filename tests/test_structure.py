@@ -11,7 +11,7 @@ import pytest
 from jax import Array
 
 import pgm_energy as pgm
-from pgm_energy.structure import PANEL
+from pgm_energy.colouring import PANEL
 
 
 @pgm.struct

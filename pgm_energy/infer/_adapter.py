@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
 from numpyro.infer.mcmc import MCMCKernel
 
@@ -18,10 +17,40 @@ from pgm_energy.infer._values import observed_values, start_values
 from pgm_energy.kernels.gibbs import random_configuration
 from pgm_energy.observables import Observables, check_observables, observe
 
-__all__ = ["EnergyKernel", "share_moved"]
+__all__ = ["DiscreteKernel", "EnergyKernel", "identity"]
 
 
-class EnergyKernel(MCMCKernel):
+class DiscreteKernel(MCMCKernel):
+    """What NumPyro asks of a kernel beside its steps, for one that samples raw values as they are.
+
+    A subclass sets ``_model``, a callable.
+    """
+
+    sample_field = "z"
+    _model: Callable[..., Any]
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model, as NumPyro sees it."""
+        return self._model
+
+    @property
+    def default_fields(self) -> tuple[str, ...]:
+        return (self.sample_field, "potential_energy")
+
+    @property
+    def _sample_fn(self) -> Callable[..., Any]:
+        # NumPyro re-initialises kernels without it at a warm restart
+        return self.sample
+
+    def get_constrain_fn(
+        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
+    ) -> Callable[..., Any]:
+        """Return the identity: values are not transformed."""
+        return identity
+
+
+class EnergyKernel(DiscreteKernel):
     """A kernel on an energy model: every chain method, observed sites, observables, composites.
 
     A subclass writes one unbatched chain: :meth:`_first` makes a state of a configuration and
@@ -29,15 +58,13 @@ class EnergyKernel(MCMCKernel):
     ``rng_key``. The object is immutable.
     """
 
-    sample_field = "z"
-
     def __init__(self, model: EnergyModel, observables: Observables | None = None) -> None:
         if not isinstance(model, EnergyModel):
             raise TypeError(
                 f"{type(self).__name__} takes an energy model, got {type(model).__name__}"
             )
         self._energy_model = model
-        self._model: Callable[..., Any] = model
+        self._model = model
         self._observables = check_observables(model, observables)
 
     @abstractmethod
@@ -53,20 +80,6 @@ class EnergyKernel(MCMCKernel):
     @abstractmethod
     def _step(self, state: Any, fixed: Mapping[str, jax.Array]) -> Any:
         """Return the next state."""
-
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model, as NumPyro sees it."""
-        return self._model
-
-    @property
-    def default_fields(self) -> tuple[str, ...]:
-        return (self.sample_field, "potential_energy")
-
-    @property
-    def _sample_fn(self) -> Callable[..., Any]:
-        # NumPyro re-initialises kernels without it at a warm restart
-        return self.sample
 
     def init(
         self,
@@ -108,7 +121,7 @@ class EnergyKernel(MCMCKernel):
     ) -> Callable[..., Any]:
         """Return the map from a configuration to what is stored: itself, or the observables."""
         if not self._observables:
-            return _identity
+            return identity
         fixed = self._fixed(model_args, model_kwargs)
         return lambda z: observe(self._observables, {**z, **fixed})
 
@@ -137,12 +150,6 @@ class EnergyKernel(MCMCKernel):
         copy.__dict__.update(self.__dict__)
         copy._model = wrapper(self._model)
         return copy
-
-    def get_constrain_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
-    ) -> Callable[..., Any]:
-        """Return the identity: values are not transformed."""
-        return _identity
 
     def _cast(self, values: Mapping[str, Any]) -> dict[str, jax.Array]:
         return {name: site.cast(values[name]) for name, site in self._energy_model.sites.items()}
@@ -175,11 +182,6 @@ class EnergyKernel(MCMCKernel):
         return fixed
 
 
-def _identity(values: Any) -> Any:
+def identity(values: Any) -> Any:
     """Return the values as they are."""
     return values
-
-
-def share_moved(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Return the share of units whose value changed."""
-    return jnp.mean(new != old, dtype=jnp.result_type(float))

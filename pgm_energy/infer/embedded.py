@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.gibbs import GIBBS_SITES_KWARG
-from numpyro.infer.mcmc import MCMCKernel
 from numpyro.ops.provenance import eval_provenance
 
 from pgm_energy._checks import is_key_batch, require_count
 from pgm_energy._guards import random_parameters
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
+from pgm_energy.infer._adapter import DiscreteKernel, identity
 from pgm_energy.kernels.gibbs import GibbsKernel
+from pgm_energy.kernels.updates import share_moved
 from pgm_energy.numpyro_model import CALLED_BY, EnergyCall, plates
 from pgm_energy.structure import blocks
 from pgm_energy.transforms.condition import condition
@@ -108,15 +109,13 @@ def _calls(trace: Mapping[str, Any]) -> list[_Call]:
     return calls
 
 
-class EmbeddedBlockGibbs(MCMCKernel):
+class EmbeddedBlockGibbs(DiscreteKernel):
     """What :class:`BlockGibbs` is for a NumPyro model that calls energy models.
 
     Every step runs the user's model with the values of all other sites in place, finds the
     energy models in it, with the parameters that they have now, and sweeps those of their sites
     that are neither observed nor owned by another kernel, every row of a plate by itself.
     """
-
-    sample_field = "z"
 
     def __init__(
         self,
@@ -136,23 +135,9 @@ class EmbeddedBlockGibbs(MCMCKernel):
         self._num_sweeps = require_count("num_sweeps", num_sweeps)
 
     @property
-    def model(self) -> Callable[..., Any]:
-        """The user's NumPyro model."""
-        return self._model
-
-    @property
     def num_sweeps(self) -> int:
         """Sweeps per step."""
         return self._num_sweeps
-
-    @property
-    def default_fields(self) -> tuple[str, ...]:
-        return (self.sample_field, "potential_energy")
-
-    @property
-    def _sample_fn(self) -> Callable[..., Any]:
-        # NumPyro re-initialises kernels without it at a warm restart
-        return self.sample
 
     def init(
         self,
@@ -207,10 +192,7 @@ class EmbeddedBlockGibbs(MCMCKernel):
             ]
             shapes = {name: jnp.shape(value) for name, value in state.z.items()}
             z = _values([call for call, _ in swept], shapes)
-            moved = {
-                name: jnp.mean(z[name] != state.z[name], dtype=jnp.result_type(float))
-                for name in state.flip_rate
-            }
+            moved = {name: share_moved(state.z[name], z[name]) for name in state.flip_rate}
             return EmbeddedBlockGibbsState(z, _total(e for _, e in swept), moved, keys[0])
 
         return jax.vmap(step)(state) if is_key_batch(state.rng_key) else step(state)
@@ -229,13 +211,7 @@ class EmbeddedBlockGibbs(MCMCKernel):
         self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
     ) -> Callable[..., Any]:
         """Return the identity: values are not transformed."""
-        return _identity
-
-    def get_constrain_fn(
-        self, model_args: tuple[Any, ...], model_kwargs: dict[str, Any] | None
-    ) -> Callable[..., Any]:
-        """Return the identity: values are not transformed."""
-        return _identity
+        return identity
 
     def wrap_model(self, wrapper: Callable[..., Any]) -> Self:
         """Return a kernel on the wrapped model."""
@@ -344,7 +320,3 @@ def _values(calls: Sequence[_Call], shapes: Mapping[str, Any]) -> dict[str, jax.
 
 def _total(energies: Iterable[jax.Array]) -> jax.Array:
     return jnp.asarray(sum(energies), jnp.result_type(float))
-
-
-def _identity(values: Any) -> Any:
-    return values

@@ -12,9 +12,10 @@ from pgm_energy import _random
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.infer._adapter import EnergyKernel, share_moved
+from pgm_energy.infer._adapter import EnergyKernel
 from pgm_energy.infer.embedded import EmbeddedBlockGibbs
 from pgm_energy.kernels.gibbs import GibbsKernel
+from pgm_energy.kernels.updates import share_moved
 from pgm_energy.observables import Observables
 from pgm_energy.structure import Block, Blocks, blocks
 from pgm_energy.transforms._base import require_model

@@ -13,8 +13,9 @@ from pgm_energy import _random
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.infer._adapter import EnergyKernel, share_moved
+from pgm_energy.infer._adapter import EnergyKernel
 from pgm_energy.kernels.swendsen_wang import swendsen_wang_kernel
+from pgm_energy.kernels.updates import share_moved
 from pgm_energy.observables import Observables
 
 __all__ = ["SwendsenWang", "SwendsenWangState"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from pgm_energy import _random
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.kernels.updates import update
+from pgm_energy.kernels.updates import share_moved, update
 from pgm_energy.natural import Natural, Values
 from pgm_energy.structure import Block, Blocks, Step, blocks, verify
 
@@ -135,7 +135,7 @@ class GibbsKernel:
             energy = model.energy(**model.encode(new))
         updated = {step.site for step in self.schedule(model).steps}
         flips = {
-            name: jnp.mean(new[name] != jnp.asarray(old[name]), dtype=jnp.result_type(float))
+            name: share_moved(jnp.asarray(old[name]), new[name])
             for name, site in model.sites.items()
             if site.is_discrete and name in updated
         }

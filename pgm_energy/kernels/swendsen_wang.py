@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from pgm_energy import _random
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
+from pgm_energy.kernels.updates import share_moved
 from pgm_energy.natural import Values
 from pgm_energy.pairwise import ROUNDED, Agreements, Pairs, pairs_of
 
@@ -112,8 +113,7 @@ class SwendsenWangKernel:
         new, labels = self._shifted(shift_key, old, bonds, model, numbers, held)
         energy = model.energy(**model.encode(new))
         flips = {
-            name: jnp.mean(new[name] != jnp.asarray(old[name]), dtype=jnp.result_type(float))
-            for name, _ in self.pairs.sites
+            name: share_moved(jnp.asarray(old[name]), new[name]) for name, _ in self.pairs.sites
         }
         count = jnp.sum(labels == jnp.arange(labels.shape[0]))
         return new, SwendsenWangInfo(jnp.where(self._valid(numbers), energy, jnp.nan), flips, count)

@@ -16,10 +16,16 @@ from pgm_energy.natural import Natural, Values, derive_natural_parameters, selec
 from pgm_energy.sites import Site
 from pgm_energy.structure import Step
 
-__all__ = ["update"]
+__all__ = ["share_moved", "update"]
 
 #: Colours up to which a site whose natural parameters come all at once is drawn whole for each.
 WHOLE_SITE_ROWS = 3
+
+
+def share_moved(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Return the share of units whose value changed."""
+    # counted in integers, in one pass: XLA sums floating-point numbers pairwise, in several
+    return jnp.sum(new != old, dtype=jnp.int32) / jnp.asarray(new.size, jnp.result_type(float))
 
 
 def update(

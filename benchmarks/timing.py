@@ -143,6 +143,10 @@ def calibrate(
         num = int(min(max(math.ceil(grown), num + 1), 256 * num))
 
 
+#: Seconds of rest before a contestant: threads of some libraries spin for a while after their work.
+REST = 0.1
+
+
 def race(runners: Mapping[str, Runner], settings: Settings) -> dict[str, Timed]:
     """Return the times of contestants that take turns: A B C, B C A, C A B, ...
 
@@ -158,6 +162,7 @@ def race(runners: Mapping[str, Runner], settings: Settings) -> dict[str, Timed]:
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 call, num = calls[name]
+                time.sleep(REST)
                 seconds[name].append(_seconds(call, settings.seed + 1000 + number) / num)
     finally:
         if collecting:

@@ -71,7 +71,10 @@ def rbm_numpyro(num_visible: int, num_hidden: int, factor: float) -> SweepRace:
         small_rbm,
         1,
         ours.BlockGibbsSweep,
-        (Other("DiscreteGibbs", peers.DiscreteGibbs, target=Target(factor, ">=")),),
+        (
+            Other("DiscreteGibbs", peers.DiscreteGibbs, target=Target(factor, ">=")),
+            Other("its two products", floors.RBMProducts, "floor"),
+        ),
         unit="us/sweep",
     )
 

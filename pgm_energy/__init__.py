@@ -23,7 +23,31 @@ from pgm_energy.infer import (
     SwendsenWang,
 )
 from pgm_energy.kernels.gibbs import GibbsInfo, gibbs_kernel
-from pgm_energy.learning import CD, EM, PCD
+from pgm_energy.learning import (
+    CD,
+    EM,
+    PCD,
+    Checkpoint,
+    ComponentScan,
+    EarlyStopping,
+    EMResult,
+    LearningResult,
+    MaximumLikelihood,
+    NegativePhase,
+    OnlineEM,
+    OnlineResult,
+    PseudoLikelihood,
+    RatioMatching,
+    ScoreMatching,
+    StochasticEM,
+    TemperedChains,
+    TrajectoryChains,
+    add_l1_penalty,
+    add_sparsity_penalty,
+    couplings_only,
+    limit_norms,
+    scan_components,
+)
 from pgm_energy.models import (
     RBM,
     BernoulliMixture,
@@ -31,6 +55,7 @@ from pgm_energy.models import (
     CategoricalMixture,
     GaussianMixture,
     Independent,
+    MixturePrior,
     PottsMachine,
     SparseBoltzmannMachine,
     ising_lattice,
@@ -52,8 +77,11 @@ if TYPE_CHECKING:
     from pgm_energy.convergence import Diagnosis as Diagnosis
     from pgm_energy.convergence import diagnose as diagnose
     from pgm_energy.diagnostics import to_datatree as to_datatree
+    from pgm_energy.plots import plot_components as plot_components
     from pgm_energy.plots import plot_filters as plot_filters
+    from pgm_energy.plots import plot_responsibilities as plot_responsibilities
     from pgm_energy.plots import plot_samples as plot_samples
+    from pgm_energy.plots import plot_scan as plot_scan
     from pgm_energy.plots import plot_training as plot_training
 
 #: Names that need ArviZ or matplotlib, which are only imported when one of them is asked for.
@@ -62,8 +90,11 @@ _LAZY = {
     "Diagnosis": "convergence",
     "compare": "comparison",
     "diagnose": "convergence",
+    "plot_components": "plots",
     "plot_filters": "plots",
+    "plot_responsibilities": "plots",
     "plot_samples": "plots",
+    "plot_scan": "plots",
     "plot_training": "plots",
     "to_datatree": "diagnostics",
 }

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.infer.mcmc import MCMCKernel
 
+from pgm_energy._interrupts import interrupts_wait
 from pgm_energy._progress import progress
 from pgm_energy._struct import Key, is_concrete
 from pgm_energy.energy import EnergyModel
@@ -267,31 +265,6 @@ class Watch:
         warnings.warn(
             f"{reason}; the result holds what was drawn before", RuntimeWarning, stacklevel=4
         )
-
-
-@contextlib.contextmanager
-def interrupts_wait() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait until somebody asks whether there was one; a second one does not wait.
-
-    Where interrupts are not this thread's, or somebody handles them already, nothing changes.
-    """
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: False
-        return
-    asked = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def first_invalid(energies: np.ndarray, start: int) -> Chunk:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from numpyro.infer import NUTS, DiscreteGibbs
 
-from pgm_energy.datasets import load_digits, load_table, train_validation_split
+from pgm_energy.datasets import load_digits, load_images, train_validation_split
 from pgm_energy.energy import EnergyModel
 from pgm_energy.infer import BlockGibbs
-from pgm_energy.learning import EM, PCD
 from pgm_energy.models import RBM, BoltzmannMachine, GaussianMixture
+from pgm_energy.partition import LogPartition, log_partition
 from pgm_energy.serialization import load
 from pgm_energy.sites import Real
 from pgm_energy.transforms import marginalize, relax
 
-__all__ = ["Data", "Kind", "Sizes", "learn", "make_folder", "read_data", "standard_samplers"]
+__all__ = ["Data", "Kind", "make_folder", "read_data", "standard_samplers"]
 
 Kind = Literal["rbm", "bm", "gmm"]
 CLASSES: dict[str, type[Any]] = {"rbm": RBM, "bm": BoltzmannMachine, "gmm": GaussianMixture}
@@ -47,16 +46,6 @@ class Data(NamedTuple):
     description: str
 
 
-class Sizes(NamedTuple):
-    """Numbers that training depends on."""
-
-    hidden: int
-    components: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-
-
 # ---- data --------------------------------------------------------------------------------------
 
 
@@ -76,14 +65,12 @@ def read_rows(path: Path | None, kind: Kind) -> tuple[np.ndarray, tuple[int, int
             return rows, None, "iris, 150 flowers, 4 measurements (cm)"
         digits = load_digits()
         return digits.images, digits.shape, "scikit-learn's digits, 8 x 8 pixels, binarized"
-    table = np.asarray(load_table(path))
-    if kind == "gmm" and table.ndim == 2:  # before a folder is made for the results
+    rows, shape = load_images(path)
+    if kind == "gmm":  # before a folder is made for the results
         hint = "drop those rows, or fill them in"
-        Real(table.shape[1]).check("x", table, nan_hint=hint)
-    if table.ndim < 2 or len(table) < 2:
-        raise ValueError(f"{path}: expected at least two rows of numbers, got shape {table.shape}")
-    shape = (int(table.shape[1]), int(table.shape[2])) if table.ndim == 3 else None
-    rows = table.reshape(len(table), -1)
+        Real(rows.shape[1]).check("x", rows, nan_hint=hint)
+    if len(rows) < 2:
+        raise ValueError(f"{path}: expected at least two rows of numbers, got shape {rows.shape}")
     if kind == "gmm":
         return rows.astype(np.float32), shape, path.name
     rows, words = _as_bits(rows, path)
@@ -111,51 +98,18 @@ def _as_bits(rows: np.ndarray, path: Path) -> tuple[np.ndarray, str]:
     )
 
 
-def read_data(path: Path | None, kind: Kind, seed: int) -> Data:
-    """Return training and validation rows; see :func:`read_rows`."""
+def read_data(path: Path | None, kind: Kind, seed: int, fraction: float = 0.1) -> Data:
+    """Return training rows, and a fraction of all as validation rows; see :func:`read_rows`."""
     rows, shape, description = read_rows(path, kind)
     if kind == "gmm":  # the classical figures of merit are those of all rows
         return Data(rows, rows, shape, description)
-    train, validation = train_validation_split(rows, fraction=0.1, seed=seed)
+    if fraction == 0.0:
+        return Data(rows, rows[:0], shape, description)
+    train, validation = train_validation_split(rows, fraction=fraction, seed=seed)
     return Data(train, validation, shape, description)
 
 
 # ---- models ------------------------------------------------------------------------------------
-
-
-def learn(
-    kind: Kind, data: Data, sizes: Sizes, seed: int, tell: Callable[[float], None]
-) -> tuple[EnergyModel, Any]:
-    """Return a model trained on the data, and what its learner returned.
-
-    ``tell`` is called with the share that is done.
-    """
-    init_key, run_key = jax.random.split(jax.random.key(seed))
-    width = data.train.shape[1]
-    if kind == "gmm":
-        start = GaussianMixture.init(init_key, num_components=sizes.components, data=data.train)
-        found = EM(num_restarts=10).run(run_key, start, data.train, progress_bar=False)
-        tell(1.0)
-        return found.model, found
-    model: EnergyModel
-    if kind == "rbm":
-        model = RBM.init(init_key, num_visible=width, num_hidden=sizes.hidden, data=data.train)
-    else:
-        model = BoltzmannMachine.init(init_key, num_visible=width, data=data.train)
-    updates = sizes.epochs * -(-len(data.train) // sizes.batch_size)
-    # a step that falls to zero: what is left of the chains' noise is averaged away
-    optimizer = optax.adam(optax.linear_schedule(sizes.learning_rate, 0.0, updates))
-    result = PCD(optimizer, num_chains=128, num_sweeps=2).run(
-        run_key,
-        model,
-        data.train,
-        num_epochs=sizes.epochs,
-        batch_size=sizes.batch_size,
-        validation=data.validation,
-        callbacks=[lambda epoch, state, figures: tell((epoch + 1) / sizes.epochs)],
-        progress_bar=False,
-    )
-    return result.model, result
 
 
 def read_model(path: Path, kind: Kind | None) -> EnergyModel:
@@ -190,6 +144,26 @@ def kind_of(model: EnergyModel, path: Path) -> Kind:
         f"{path} holds a {type(model).__name__}; the command line knows "
         f"{', '.join(c.__name__ for c in CLASSES.values())}: use pgm_energy.load in Python"
     )
+
+
+def find_log_partition(
+    model: EnergyModel,
+    rows: np.ndarray,
+    seed: int,
+    method: str,
+    settings: Mapping[str, int | None],
+    progress_bar: bool,
+) -> LogPartition:
+    """Return log Z with its bracket; the path begins at units fitted to the rows.
+
+    A warning that it is not to be trusted is left to whoever prints the result, which holds it.
+    """
+    chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if method != "exact":
+        chosen |= {"data": rows, "progress_bar": progress_bar}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="log Z of .* is not to be trusted")
+        return log_partition(model, jax.random.key(seed), method, **chosen)
 
 
 def standard_samplers(model: EnergyModel) -> dict[str, Any]:
@@ -233,16 +207,6 @@ def make_folder(output: Path | None, command: str, force: bool) -> Path:
         except FileExistsError:  # another run was faster
             continue
         return folder
-
-
-def write_columns(path: Path, columns: Mapping[str, Any], index: str) -> None:
-    """Write arrays of one length as CSV, numbered from 1."""
-    names = list(columns)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([index, *names])
-        for number, row in enumerate(zip(*columns.values(), strict=True), start=1):
-            writer.writerow([number, *(repr(float(value)) for value in row)])
 
 
 def file_name(text: str) -> str:

@@ -108,6 +108,11 @@ def static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata=metadata, **kwargs)
 
 
+def is_static(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field of a struct is structure, see :func:`static`."""
+    return bool(field.metadata.get(_STATIC))
+
+
 def is_concrete(tree: Any) -> bool:
     """Whether no leaf of ``tree`` is a tracer, so that values may be looked at."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
@@ -222,8 +227,8 @@ def struct[T](cls: type[T]) -> type[T]:
     cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=plain)(cls)
     cls.__init_subclass__ = classmethod(__init_subclass__)  # type: ignore[assignment]
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    static_names = tuple(f.name for f in fields if f.metadata.get(_STATIC))
-    data_names = tuple(f.name for f in fields if not f.metadata.get(_STATIC))
+    static_names = tuple(f.name for f in fields if is_static(f))
+    data_names = tuple(f.name for f in fields if not is_static(f))
 
     def flatten_with_keys(self: Any) -> tuple[Any, Any]:
         children = tuple(

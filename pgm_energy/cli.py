@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,34 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from pgm_energy._options import (
+    BatchSize,
+    Chains,
+    CheckpointEpochs,
+    Components,
+    DataFile,
+    Epochs,
+    ExpectedKind,
+    Force,
+    Hidden,
+    Kind,
+    Learner,
+    LearnerName,
+    LearningRate,
+    Method,
+    Model,
+    ModelFile,
+    Output,
+    Patience,
+    Resume,
+    Samples,
+    Seed,
+    Sweeps,
+    TrainingChains,
+    Validation,
+    Warmup,
+)
 
 __all__ = ["app"]
 
@@ -23,47 +51,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Model(StrEnum):
-    """Models that the command line trains."""
-
-    rbm = "rbm"
-    bm = "bm"
-    gmm = "gmm"
-
-
-_DATA_HELP = (
-    "Rows to use: .npy, .npz, .csv, .csv.gz or idx.gz. Default: scikit-learn's digits (gmm: iris)."
-)
-DataFile = Annotated[Path | None, typer.Option("--data", help=_DATA_HELP)]
-Kind = Annotated[
-    Model,
-    typer.Option(
-        "--model",
-        help="rbm: restricted Boltzmann machine, bm: fully visible "
-        "Boltzmann machine, gmm: Gaussian mixture.",
-    ),
-]
-ExpectedKind = Annotated[
-    Model | None, typer.Option("--model", help="Refuse a file that holds another model.")
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same machine: same numbers.")]
-Output = Annotated[
-    Path | None, typer.Option("--output", help="Folder to write. Default: runs/<command>-<number>.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Write into --output even if it exists.")]
-Hidden = Annotated[int, typer.Option("--hidden", min=1, help="Hidden units (rbm).")]
-Components = Annotated[int, typer.Option("--components", min=1, help="Components (gmm).")]
-Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data (rbm, bm).")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows per update (rbm, bm).")]
-LearningRate = Annotated[
-    float, typer.Option("--learning-rate", help="First step of Adam; falls to 0 (rbm, bm).")
-]
-Chains = Annotated[int, typer.Option("--chains", min=1, help="Chains of every sampler.")]
-Warmup = Annotated[int, typer.Option("--warmup", min=0, help="Steps thrown away per chain.")]
-Samples = Annotated[int, typer.Option("--samples", min=4, help="Draws kept per chain.")]
-ModelFile = Annotated[Path, typer.Argument(help="A model file that train or compare wrote.")]
 
 
 #: What compare tells about a sampler, in order.
@@ -108,35 +95,14 @@ def _bars(console: Console) -> Iterator[Callable[..., None]]:
         yield tell
 
 
-def _train(console: Console, kind: Any, data: Any, sizes: Any, seed: int) -> tuple[Any, Any]:
-    from pgm_energy._jobs import learn
+def _train(console: Console, kind: Any, data: Any, plan: Any, seed: int, **more: Any) -> Any:
+    """Train, and say how it went; the bar is the learner's own."""
+    from pgm_energy._training import learn
 
-    with _bars(console) as tell:
-        name = f"training on {len(data.train)} rows"
-        tell(name, 0.0)
-        model, result = learn(kind, data, sizes, seed, lambda share: tell(name, share))
+    _say(console, f"training on {len(data.train)} rows")
+    model, result = learn(kind, data, plan, seed, **more)
     _say(console, f"{model!r}\n{result.message}")
     return model, result
-
-
-def _write_training(folder: Path, model: Any, result: Any, data: Any) -> dict[str, Any]:
-    """Write the model, its metrics and pictures; return the figures with captions."""
-    from pgm_energy._jobs import write_columns
-    from pgm_energy.plots import image_shape, plot_filters, plot_training, training_curves
-    from pgm_energy.report import png_bytes
-    from pgm_energy.serialization import save
-
-    save(model, folder / "model.safetensors")
-    curves = training_curves(result)
-    write_columns(folder / "metrics.csv", curves, "epoch" if hasattr(result, "metrics") else "step")
-    figures = {"training": (plot_training(result), "How the model was learned.")}
-    visible = model.sites.get("v")
-    if "h" in model.sites and (data.shape or image_shape(visible)) is not None:
-        caption = "Weights of each hidden unit, seen as an image of the visible ones."
-        figures["filters"] = (plot_filters(model, data.shape), caption)
-    for name, (figure, _) in figures.items():
-        (folder / f"{name}.png").write_bytes(png_bytes(figure))
-    return figures
 
 
 @app.command()
@@ -187,19 +153,21 @@ def _compare(
 ) -> None:
     import jax
 
-    from pgm_energy import _jobs
+    from pgm_energy import _jobs, _training
     from pgm_energy.comparison import compare as run
     from pgm_energy.report import verdict_lines
 
     settings: dict[str, Any] = {"seed": seed}
     training: dict[str, Any] = {}
     if model_file is None:
+        plan = _training.Plan(*sizes)
+        plan.check(kind.value, False)
         rows = _jobs.read_data(data_file, kind.value, seed)
-        settings |= {"data": rows.description, **_jobs.Sizes(*sizes)._asdict()}
+        settings |= {"data": rows.description, **plan._asdict()}
         folder = _jobs.make_folder(output, "compare", force)
         _say(console, f"data: {rows.description}")
-        model, result = _train(console, kind.value, rows, _jobs.Sizes(*sizes), seed)
-        training = _write_training(folder, model, result, rows)
+        model, result = _train(console, kind.value, rows, plan, seed)
+        training = _training.write_training(folder, model, result, rows)
     else:
         from pgm_energy.serialization import save
 
@@ -251,6 +219,7 @@ def _write_comparison(
 def train(
     data: DataFile = None,
     model: Kind = Model.rbm,
+    learner: LearnerName = Learner.pcd,
     seed: Seed = 0,
     output: Output = None,
     force: Force = False,
@@ -259,21 +228,65 @@ def train(
     epochs: Epochs = 100,
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 0.01,
+    sweeps: Sweeps = 2,
+    chains: TrainingChains = 128,
+    validation: Validation = 0.1,
+    early_stopping: Patience = 0,
+    checkpoint: CheckpointEpochs = 10,
+    resume: Resume = False,
 ) -> None:
-    """Train a model on rows of data and write it with its metrics and pictures."""
+    """Train a model on rows of data and write it with its metrics, pictures and a summary."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     with _one_line_errors():
         from pgm_energy import _jobs
+        from pgm_energy._training import Plan
 
         console = _console()
-        rows = _jobs.read_data(data, model.value, seed)
-        folder = _jobs.make_folder(output, "train", force)
+        plan = Plan(
+            *(hidden, components, epochs, batch_size, learning_rate),
+            *(learner.value, sweeps, chains, early_stopping),
+        )
+        plan.check(model.value, resume)
+        if resume and output is None:
+            raise ValueError("--resume goes on with the run in --output: name its folder")
+        rows = _jobs.read_data(data, model.value, seed, validation)
+        folder = _jobs.make_folder(output, "train", force or resume)
         _say(console, f"data: {rows.description}")
-        sizes = _jobs.Sizes(hidden, components, epochs, batch_size, learning_rate)
-        trained, result = _train(console, model.value, rows, sizes, seed)
-        _write_training(folder, trained, result, rows)
-        _print_evaluation(console, trained, rows.validation, "validation rows")
-        _say(console, f"model: {folder / 'model.safetensors'}")
+        _train_into(console, folder, model.value, rows, plan, seed, checkpoint, resume)
+
+
+def _train_into(
+    console: Console,
+    folder: Path,
+    kind: Any,
+    rows: Any,
+    plan: Any,
+    seed: int,
+    every_epochs: int,
+    resume: bool,
+) -> None:
+    """Train with checkpoints, and write all there is to see."""
+    from pgm_energy._training import write_samples, write_training
+    from pgm_energy.learning import Checkpoint
+
+    place = None
+    if kind != "gmm" and (every_epochs or resume):
+        place = Checkpoint(folder / "checkpoints", every_epochs=every_epochs or plan.epochs)
+    model, result = _train(console, kind, rows, plan, seed, checkpoint=place, resume=resume)
+    write_training(folder, model, result, rows)
+    write_samples(folder, model, rows, seed)
+    held_out = len(rows.validation) > 0
+    shown, what = (rows.validation, "validation") if held_out else (rows.train, "training")
+    columns = _print_evaluation(console, model, shown, f"{what} rows")
+    lines = [f"data: {rows.description}", f"seed: {seed}"]
+    lines += [f"{name.replace('_', ' ')}: {value}" for name, value in plan.told(kind).items()]
+    lines += [repr(model), result.message]
+    lines += [
+        f"{name.replace('_', ' ')} of {len(shown)} {what} rows: {values.mean():.4f} nats per row"
+        for name, values in columns.items()
+    ]
+    (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _say(console, f"model: {folder / 'model.safetensors'}")
 
 
 @app.command()
@@ -338,10 +351,22 @@ def evaluate(
     seed: Seed = 0,
     output: Output = None,
     force: Force = False,
+    method: Annotated[
+        Method,
+        typer.Option("--method", help="How log Z is found; auto: exact where seconds, else ais."),
+    ] = Method.auto,
+    chains: Annotated[
+        int | None,
+        typer.Option("--chains", min=2, help="Chains (pt: ladders) that estimate log Z."),
+    ] = None,
+    betas: Annotated[
+        int | None, typer.Option("--betas", min=2, help="Inverse temperatures (pt: replicas).")
+    ] = None,
 ) -> None:
-    """Hold a trained model against rows: likelihood where it is exact, pseudo-likelihood."""
+    """Hold a trained model against rows: likelihood between its brackets, pseudo-likelihood."""
     with _one_line_errors():
         from pgm_energy import _jobs
+        from pgm_energy._tables import write_columns
 
         console = _console()
         loaded = _jobs.read_model(model_file, model.value if model else None)
@@ -351,14 +376,24 @@ def evaluate(
             values, words = rows.validation, f"validation rows of {rows.description}"
         else:
             values, _, words = _jobs.read_rows(data, kind)
+            words = f"rows of {words}"
+        settings = {"num_chains": chains, "num_betas": betas}
+        log_z = _jobs.find_log_partition(
+            loaded, values, seed, method.value, settings, console.is_terminal
+        )
         folder = _jobs.make_folder(output, "evaluate", force)
-        columns = _print_evaluation(console, loaded, values, f"rows of {words}")
-        _jobs.write_columns(folder / "evaluation.csv", columns, "row")
+        columns = _print_evaluation(console, loaded, values, words, log_z)
+        write_columns(folder / "evaluation.csv", columns, "row")
         _say(console, f"per row: {folder / 'evaluation.csv'}")
 
 
-def _print_evaluation(console: Console, model: Any, rows: Any, what: str) -> dict[str, Any]:
-    """Print mean figures of rows with standard errors; return the figures per row."""
+def _print_evaluation(
+    console: Console, model: Any, rows: Any, what: str, log_z: Any = None
+) -> dict[str, Any]:
+    """Print mean figures of rows with standard errors; return the figures per row.
+
+    Without ``log_z`` the likelihood is told where it is exact.
+    """
     import numpy as np
 
     from pgm_energy.evaluation import log_likelihood
@@ -369,22 +404,37 @@ def _print_evaluation(console: Console, model: Any, rows: Any, what: str) -> dic
         table.add_column(heading, justify="left" if heading == "figure" else "right")
     columns, notes = {}, []
     for name, function in (
-        ("log_likelihood", log_likelihood),
-        ("pseudo_log_likelihood", pseudo_log_likelihood),
+        ("log_likelihood", lambda: log_likelihood(model, rows, log_z)),
+        ("pseudo_log_likelihood", lambda: pseudo_log_likelihood(model, rows)),
     ):
         try:
-            values = np.asarray(function(model, rows), np.float64)
+            values = np.asarray(function(), np.float64)
         except ValueError as error:
-            if "row" in str(error) or "shape" in str(error):
+            if re.search(r"at row \d|must have shape", str(error)):
                 raise
-            notes.append(f"{name.replace('_', ' ')}: not available, {error}")
+            why = f"not available, {error}"
+            if name == "log_likelihood" and log_z is None:
+                why = "needs log Z, which is out of exact reach; evaluate brackets it"
+            notes.append(f"{name.replace('_', ' ')}: {why}")
             continue
         columns[name] = values
         error_of_mean = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-        label = name.replace("_", " ") + (" (exact)" if name == "log_likelihood" else "")
+        label = name.replace("_", " ")
+        if name == "log_likelihood":
+            label += f" ({'exact' if log_z is None else log_z.method})"
         table.add_row(label, f"{values.mean():.4f}", f"{error_of_mean:.4f}")
+        if name == "log_likelihood" and log_z is not None and log_z.method != "exact":
+            for bound, words in (("upper", "counts"), ("lower", "at best")):
+                shift = log_z.estimate - getattr(log_z, bound)
+                table.add_row(
+                    f"  at the {bound} bracket of log Z ({words})",
+                    f"{values.mean() + shift:.4f}",
+                    "",
+                )
     if columns:
         console.print(table)
+    if log_z is not None:
+        notes.append(str(log_z))
     for note in notes:
         _say(console, note)
     return columns

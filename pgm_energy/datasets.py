@@ -164,6 +164,13 @@ def load_table(
     >>> load_table(folder / "bits.npz:train", num_columns=9)
     array([[1, 0, 0, 0, 0, 0, 0, 0, 1]], dtype=int8)
     """
+    return load_images(path, key=key, num_columns=num_columns)[0]
+
+
+def load_images(
+    path: str | PathLike[str], *, key: str | None = None, num_columns: int | None = None
+) -> tuple[Shaped[np.ndarray, "rows columns"], tuple[int, int] | None]:
+    """Return what :func:`load_table` does, and the height and width of a row that is an image."""
     file, key = _split_key(fspath(path), key)
     name = file.name.lower()
     is_array = name.endswith((".npy", ".npz"))
@@ -183,7 +190,8 @@ def load_table(
         array = _read_idx(file)
     else:
         raise ValueError(f"expected a file of a known kind ({_KNOWN_FILES}), got {file}")
-    return _as_table(array, file, num_columns)
+    shape = (array.shape[1], array.shape[2]) if array.ndim == 3 else None
+    return _as_table(array, file, num_columns), shape
 
 
 def _split_key(path: str, key: str | None) -> tuple[Path, str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import arviz as az
@@ -16,6 +15,7 @@ import xarray as xr
 from pgm_energy._checks import require_key
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
+from pgm_energy.serialization import library_version
 from pgm_energy.sites import Site
 
 __all__ = ["build_datatree", "to_datatree"]
@@ -373,11 +373,3 @@ def _dataset(variables: Mapping[str, xr.Variable]) -> xr.Dataset:
     for variable in variables.values():
         sizes.update(variable.sizes)
     return xr.Dataset(dict(variables), coords={dim: np.arange(n) for dim, n in sizes.items()})
-
-
-def library_version() -> str:
-    """Return the version of this package, or "unknown" where it is not installed."""
-    try:
-        return version("pgm-energy")
-    except PackageNotFoundError:
-        return "unknown"

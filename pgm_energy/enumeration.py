@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ __all__ = [
     "double",
     "energy_of",
     "log_sum",
+    "map_chunks",
     "require_concrete",
     "sum_out",
     "summable",
@@ -144,6 +145,16 @@ def chunk_size(model: EnergyModel) -> int:
     for site in inner.sites.values():
         largest += math.prod(site.encoded_shape)
     return int(np.clip(_CHUNK_ELEMENTS // largest, 16, 4096))
+
+
+def map_chunks(fn: Callable[[Any], Any], rows: Any, chunk: int) -> Any:
+    """Return ``fn`` of every row of a tree, ``chunk`` rows at once.
+
+    The backward pass evaluates each chunk again instead of storing what led to it.
+    """
+    if len(jax.tree.leaves(rows)[0]) <= chunk:
+        return jax.vmap(fn)(rows)
+    return jax.lax.map(jax.checkpoint(fn), rows, batch_size=max(1, chunk))
 
 
 def energy_of(model: EnergyModel, values: Values) -> jax.Array:

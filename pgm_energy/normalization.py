@@ -20,7 +20,7 @@ from pgm_energy.sites import Site
 from pgm_energy.transforms import Marginal
 from pgm_energy.transforms._base import rebuild, require_model, wrapped
 
-__all__ = ["Normalized", "normalize"]
+__all__ = ["Normalized", "exact_sum", "normalize"]
 
 #: Most states that are summed at every evaluation unless the user supplies log Z.
 MAX_STATES = 2**16
@@ -172,7 +172,8 @@ def normalize(model: EnergyModel, log_partition: Callable[[Any], Any] | None = N
     if model.known_log_partition is not None:
         return model
     if log_partition is None:
-        log_partition = _exact_sum(model)
+        advice = "supply log Z, normalize(model, log_partition) with a function of the model"
+        log_partition = exact_sum(model, MAX_STATES, advice)
     shape = jax.eval_shape(lambda m: jnp.asarray(log_partition(m)), model).shape
     if shape != ():
         raise ValueError(f"log_partition must return a scalar, got shape {shape}")
@@ -186,14 +187,29 @@ def _whole(model: EnergyModel) -> EnergyModel:
     return model
 
 
-def _exact_sum(model: EnergyModel) -> _ExactSum:
+def exact_sum(model: EnergyModel, most: int, advice: str) -> Callable[[Any], jax.Array]:
+    """Return log Z, nats, as a differentiable function of models of this structure; hashable.
+
+    Parameters
+    ----------
+    model
+        Any model of the structure; its parameters may be traced.
+    most
+        States, after sites are summed out in closed form, above which it is refused.
+    advice
+        What to do then, for the message.
+
+    Raises
+    ------
+    ValueError
+        On too many states, or a real site that cannot be integrated in closed form.
+    """
     model = _whole(model)
     summed = summable(model, list(model.sites))
     space = StateSpace.of(model, [name for name in model.sites if name not in summed])
-    if space.size > MAX_STATES:
+    if space.size > most:
         raise ValueError(
             f"{model.title} has 2^{math.log2(space.size):.1f} states ({space.describe()}), more "
-            f"than the 2^{math.log2(MAX_STATES):.0f} that are summed at every evaluation: supply "
-            "log Z, normalize(model, log_partition) with a function of the model"
+            f"than the 2^{math.log2(most):.0f} that are summed at every evaluation: {advice}"
         )
     return _ExactSum(summed, space, chunk_size(sum_out(model, summed)))

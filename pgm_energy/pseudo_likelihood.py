@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,78 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 from pgm_energy.energy import EnergyModel
-from pgm_energy.enumeration import StateSpace, chunk_size, double, energy_of, require_concrete
+from pgm_energy.enumeration import (
+    StateSpace,
+    chunk_size,
+    double,
+    energy_of,
+    map_chunks,
+    require_concrete,
+)
 from pgm_energy.evaluation import free_energy, model_rows, without_latents
 from pgm_energy.natural import Natural
-from pgm_energy.probe import TOLERANCE, probe, structure_key
+from pgm_energy.probe import TOLERANCE, eager_float64, probe, structure_key
 from pgm_energy.transforms import Marginal
 
-__all__ = ["pseudo_log_likelihood"]
+__all__ = [
+    "UnitPlan",
+    "map_unit_logits",
+    "minus_log_prob",
+    "pseudo_log_likelihood",
+    "unit_plans",
+]
 
 Route = Literal["natural", "shifted", "energies"]
+
+
+class UnitPlan(NamedTuple):
+    """How the units of a data site are asked about, each given all others; hashable.
+
+    Attributes
+    ----------
+    name
+        The data site.
+    route
+        The verified short cut.
+    space
+        States of latent sites that have to be listed.
+    chunk
+        States or rows evaluated at once.
+    """
+
+    name: str
+    route: Route
+    space: StateSpace
+    chunk: int
+
+    def batch(self, site: Any) -> int:
+        """Rows evaluated at once."""
+        shifted = max(1, 4 * self.chunk // site.size)
+        return {"natural": self.chunk, "shifted": shifted, "energies": 1}[self.route]
+
+
+def unit_plans(model: EnergyModel) -> tuple[EnergyModel, tuple[UnitPlan, ...]]:
+    """Return the model with latent sites summed out, and a plan for each data site.
+
+    Raises
+    ------
+    ValueError
+        On a real data site, and on latent units that interact and are too many to be listed.
+
+    Notes
+    -----
+    Of the structure only, verified once: the parameters may be traced.
+    """
+    for name in model.data_sites:
+        if not model.sites[name].is_discrete:
+            raise ValueError(
+                f"the pseudo-likelihood is for discrete data sites, {name!r} is real: use "
+                "log_likelihood, or condition on it; to learn, use ScoreMatching"
+            )
+    reduced, space = without_latents(model)
+    chunk = chunk_size(reduced)
+    routes = {name: _route(reduced, name, space) for name in model.data_sites}
+    return reduced, tuple(UnitPlan(name, route, space, chunk) for name, route in routes.items())
 
 
 def pseudo_log_likelihood(model: EnergyModel, data: Any) -> np.ndarray:
@@ -64,32 +128,60 @@ def pseudo_log_likelihood(model: EnergyModel, data: Any) -> np.ndarray:
     [-2.0794]
     """
     require_concrete(model, "pseudo_log_likelihood")
-    for name in model.data_sites:
-        if not model.sites[name].is_discrete:
-            raise ValueError(
-                f"the pseudo-likelihood is for discrete data sites, {name!r} is real: use "
-                "log_likelihood, or condition on it"
-            )
+    reduced, plans = unit_plans(model)
     rows = model_rows(model, data)
-    reduced, space = without_latents(model)
     total = np.zeros(len(next(iter(rows.values()))))
-    for name in rows:
-        route = _route(reduced, name, space)
-        free = model.free_units(name)
-        weight = np.ones(model.sites[name].size) if free is None else free.reshape(-1) * 1.0
-        chunk = chunk_size(reduced)
+    for plan in plans:
+        free = model.free_units(plan.name)
+        weight = np.ones(model.sites[plan.name].size) if free is None else free.reshape(-1) * 1.0
         with jax.enable_x64(True):
-            scores = _map_unit_scores(
-                double(reduced), rows, weight, name=name, route=route, space=space, chunk=chunk
-            )
-            total += np.asarray(scores)
+            total -= np.asarray(_row_sums(double(reduced), rows, weight, plan=plan))
     return total
 
 
-def _unit_logits(
-    model: EnergyModel, values: Any, name: str, route: Route, space: StateSpace, chunk: int
-) -> jax.Array:
+def map_unit_logits(
+    model: EnergyModel, rows: Any, plan: UnitPlan, fn: Callable[[jax.Array], Any]
+) -> Any:
+    """Return a function of the unit logits of every row, rows first.
+
+    Parameters
+    ----------
+    model
+        From :func:`unit_plans`.
+    rows
+        Raw values by data site, rows first.
+    plan
+        Of the site whose units are meant.
+    fn
+        Of log p(unit in another state) - log p(unit as it is), nats, given the rest: an array
+        ``(n, K - 1)``.
+
+    Notes
+    -----
+    Can be differentiated with respect to the model; the backward pass evaluates each chunk of
+    rows again instead of storing it.
+    """
+
+    def one(row: Any) -> Any:
+        return fn(_unit_logits(model, row, plan))
+
+    return map_chunks(one, rows, plan.batch(model.sites[plan.name]))
+
+
+def minus_log_prob(logits: jax.Array) -> jax.Array:
+    """Return -log p(unit as it is given the rest), nats, ``(n,)``, from its logits."""
+    padded = jnp.concatenate([jnp.zeros((logits.shape[0], 1), logits.dtype), logits], axis=1)
+    return logsumexp(padded, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("plan",))
+def _row_sums(model: EnergyModel, rows: Any, weight: Any, *, plan: UnitPlan) -> jax.Array:
+    return map_unit_logits(model, rows, plan, lambda x: jnp.sum(weight * minus_log_prob(x)))
+
+
+def _unit_logits(model: EnergyModel, values: Any, plan: UnitPlan) -> jax.Array:
     """Log p(unit in another state) - log p(unit as it is), given the rest, ``(n, K - 1)``."""
+    name, route, space, chunk = plan
     site = model.sites[name]
     states = jnp.asarray(site.states)
     num = len(site.states)
@@ -117,7 +209,7 @@ def _unit_logits(
 
         return jax.vmap(logit)(candidates)
 
-    batch = max(1, chunk // (space.size * (num - 1)))
+    batch = max(1, chunk // (space.size * max(1, num - 1)))
     return jax.lax.map(unit, (jnp.arange(site.size), others), batch_size=batch)
 
 
@@ -156,34 +248,6 @@ def _shifted_logits(model: Any, values: Any, name: str, moved: jax.Array) -> jax
     return jax.vmap(per_state, in_axes=(-2, 0, 0))(slope_eta, slope_rest, moved)
 
 
-def _row_score(
-    model: EnergyModel, row: Any, weight: Any, name: str, route: Route, space: Any, chunk: int
-) -> jax.Array:
-    logits = _unit_logits(model, row, name, route, space, chunk)
-    padded = jnp.concatenate([jnp.zeros((logits.shape[0], 1)), logits], axis=1)
-    return -jnp.sum(weight * logsumexp(padded, axis=1))
-
-
-@functools.partial(jax.jit, static_argnames=("name", "route", "space", "chunk"))
-def _map_unit_scores(
-    model: EnergyModel,
-    rows: Any,
-    weight: Any,
-    *,
-    name: str,
-    route: Route,
-    space: StateSpace,
-    chunk: int,
-) -> jax.Array:
-    site = model.sites[name]
-    batch = {"natural": chunk, "shifted": max(1, 4 * chunk // site.size), "energies": 1}[route]
-    return jax.lax.map(
-        lambda row: _row_score(model, row, weight, name, route, space, chunk),
-        rows,
-        batch_size=batch,
-    )
-
-
 # ---- which short cut holds ---------------------------------------------------------------------
 
 
@@ -217,18 +281,18 @@ def _agrees(model: EnergyModel, name: str, route: Route) -> bool:
     exam = probe(model)
     count = int(np.clip(2**13 // model.sites[name].size, 4, 32))
     values = {key: value[:count] for key, value in exam.values.items()}
-    space, chunk = StateSpace.of(model, []), chunk_size(model)
+    plan = UnitPlan(name, route, StateSpace.of(model, []), chunk_size(model))
 
     @jax.jit
     def residual(model: EnergyModel, values: Any) -> jax.Array:
         def one(row: Any) -> jax.Array:
-            quick = _unit_logits(model, row, name, route, space, chunk)
-            slow = _unit_logits(model, row, name, "energies", space, chunk)
+            quick = _unit_logits(model, row, plan)
+            slow = _unit_logits(model, row, plan._replace(route="energies"))
             scale = jnp.maximum(1.0, jnp.abs(energy_of(model, row)))
             return jnp.max(jnp.abs(quick - slow) / jnp.maximum(scale, jnp.abs(slow)))
 
         return jnp.max(jax.lax.map(one, values))
 
-    with jax.enable_x64(True):
+    with eager_float64():
         worst = float(np.asarray(residual(exam.model, values)))
     return worst <= TOLERANCE

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from pgm_energy.diagnostics import library_version
 from pgm_energy.plots import image_shape
+from pgm_energy.serialization import library_version
 
 __all__ = ["as_text", "figures", "html_table", "rich_table", "write_report"]
 

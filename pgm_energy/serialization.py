@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pgm_energy._struct import StaticArray
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Binary, Categorical, Real, Site, Spin
 
-__all__ = ["FORMAT_VERSION", "load", "save"]
+__all__ = ["FORMAT_VERSION", "library_version", "load", "read_tensors", "save", "write_tensors"]
 
 #: Raised when files are laid out in another way; files of a later version are refused.
 FORMAT_VERSION = 1
@@ -75,7 +76,7 @@ def save(model: EnergyModel, path: str | os.PathLike[str]) -> None:
         "class": _qualified_name(type(model)),
         "model": json.dumps(description, sort_keys=True, allow_nan=False),
     }
-    _write_atomically(Path(path), to_bytes(tensors, metadata=metadata))
+    write_tensors(Path(path), tensors, metadata)
 
 
 def load(path: str | os.PathLike[str], cls: type[EnergyModel] | None = None) -> Any:
@@ -115,7 +116,7 @@ def load(path: str | os.PathLike[str], cls: type[EnergyModel] | None = None) -> 
         raise ValueError(f"{path} is a folder, not a model file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no model file {path}")
-    metadata, tensors = _read(path)
+    metadata, tensors = read_tensors(path, "model file")
     if metadata.get("format") != _FORMAT:
         raise ValueError(
             f"{path} is a safetensors file of another program, not a model of pgm_energy"
@@ -266,15 +267,34 @@ def _family(path: Path, name: str) -> type[Site]:
 # ---- files -----------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, str], Tensors]:
+def library_version() -> str:
+    """Return the version of this package, or "unknown" where it is not installed."""
+    try:
+        return version("pgm-energy")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict[str, str], Tensors]:
+    """Return metadata and tensors of a safetensors file.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or a truncated one; ``what`` says what was expected.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {}), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is no model file, or a truncated one ({error}); pgm_energy reads what "
-            "pgm_energy.save wrote"
+            f"{path} is no {what}, or a truncated one ({error}); pgm_energy reads what it wrote"
         ) from error
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, in one piece or not at all."""
+    _write_atomically(path, to_bytes(tensors, metadata=metadata))
 
 
 @contextlib.contextmanager
@@ -298,10 +318,21 @@ def _write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that nobody else can read
         os.replace(name, path)
+        _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name outlast a loss of power, where folders can be opened (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

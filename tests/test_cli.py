@@ -6,13 +6,15 @@ import gzip
 import arviz as az
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import pgm_energy as pgm
-from pgm_energy import _jobs
+from pgm_energy import _jobs, _training
+from pgm_energy._options import Learner
 from pgm_energy.cli import app
 
 SMALL = ["--hidden", "2", "--epochs", "3", "--batch-size", "16"]
@@ -145,6 +147,59 @@ def test_train_a_boltzmann_machine_on_compressed_grey_levels(here):
     np.testing.assert_array_equal(model.weights, model.weights.T)
 
 
+def test_train_writes_all_there_is_to_see_and_goes_on(here):
+    """A run of three epochs, then the same command to the end of what a checkpoint began."""
+    np.save("images.npy", (np.random.default_rng(0).random((30, 3, 4)) < 0.5).astype(np.uint8))
+    args = ("train", "--data", "images.npy", *SMALL, "--out", "run", "--checkpoint", "2")
+    output = run(*args, "--learner", "cd", "--sweeps", "1")
+    folder = here / "run"
+    names = {"model.safetensors", "metrics.csv", "summary.txt", "checkpoints"}
+    pictures = {"training.png", "filters.png", "samples.png"}
+    assert {path.name for path in folder.iterdir()} == names | pictures
+    assert [path.name[-14:] for path in sorted((folder / "checkpoints").iterdir())] == [
+        f"0{epoch}.safetensors" for epoch in (0, 2, 3)
+    ]
+    summary = (folder / "summary.txt").read_text()
+    assert "learner: cd" in summary
+    assert "3 epochs." in summary
+    assert "pseudo log likelihood of 3 validation rows: -" in summary
+    table = pd.read_csv(folder / "metrics.csv", index_col="epoch")
+    rates = 0.01 * (1 - np.array([1, 3, 5]) / 6)
+    np.testing.assert_allclose(table["learning_rate"], rates, rtol=1e-5)
+    before = pgm.load(folder / "model.safetensors")
+    (folder / "checkpoints" / "checkpoint-000003.safetensors").unlink()  # as if it was killed
+    output = run(*args, "--learner", "cd", "--sweeps", "1", "--resume")
+    assert "Resumed after epoch 2." in output
+    after = pgm.load(folder / "model.safetensors")
+    for name in ("weights", "visible_bias", "hidden_bias"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    again = error(*args, "--learner", "cd", "--sweeps", "2", "--resume")
+    assert "another run: learner.num_sweeps was 1, is 2" in again
+    assert "holds checkpoints of a run (up to epoch 3)" in error(*args, "--force")
+
+
+def test_early_stopping_keeps_the_best_model(here):
+    """Forty rows of noise: the first epochs are the best on rows held out."""
+    args = ("--hidden", "2", "--epochs", "60", "--batch-size", "16", "--learning-rate", "0.5")
+    output = run("train", "--data", "bits.csv", *args, "--early-stopping", "2", "--out", "run")
+    assert "Stopped by a callback after epoch" in output
+    table = pd.read_csv(here / "run" / "metrics.csv", index_col="epoch")
+    assert len(table) < 60
+    rows = _jobs.read_data(here / "bits.csv", "rbm", 0).validation
+    model = pgm.load(here / "run" / "model.safetensors")
+    scores = pgm.pseudo_log_likelihood(model, rows)
+    assert scores.mean() == pytest.approx(table["pseudo_log_likelihood"].max(), abs=1e-5)
+
+
+def test_learners_of_the_command_line():
+    assert list(_training.LEARNERS) == [learner.value for learner in Learner]
+    plan = _training.Plan(2, 3, 1, 8, 0.1, chains=4, sweeps=5)
+    for make in _training.LEARNERS.values():
+        learner = make(optax.sgd(0.1), plan)
+        assert getattr(learner, "num_sweeps", 5) == 5
+        assert getattr(learner, "num_chains", 4) == 4
+
+
 def test_folders_are_never_overwritten_without_force(here):
     (here / "mine").mkdir()
     (here / "mine" / "notes.txt").write_text("keep")
@@ -207,6 +262,45 @@ class TestErrorsAreOneLine:
         line = error("evaluate", "rbm.safetensors", "--data", "bits.csv")
         assert "7" in line
 
+    @pytest.mark.parametrize("rate", ["0", "-0.1", "nan"])
+    def test_learning_rates_that_are_not_positive(self, here, rate):
+        line = error("train", "--data", "bits.csv", "--learning-rate", rate)
+        assert "--learning-rate must be positive, got" in line
+        assert not (here / "runs").exists()
+
+    def test_what_a_mixture_cannot(self, here):
+        line = error("train", "--model", "gmm", "--early-stopping", "3")
+        assert "--resume and --early-stopping are for rbm and bm" in line
+
+    def test_resuming_needs_a_folder(self, here):
+        assert "--resume goes on with the run in --output" in error("train", "--resume")
+
     def test_unknown_model(self, here):
         output = run("train", "--model", "dbn", code=2)
         assert "'dbn' is not one of" in output
+
+
+def test_evaluate_prints_the_brackets_of_log_z(here):
+    rng = np.random.default_rng(0)
+    model = pgm.RBM(weights=jnp.asarray(0.3 * rng.normal(size=(6, 4)), jnp.float32))
+    pgm.save(model, "rbm.safetensors")
+    np.savetxt("rows.csv", rng.integers(0, 2, (20, 6)), fmt="%d", delimiter=",")
+    args = ("evaluate", "rbm.safetensors", "--data", "rows.csv")
+    sampled = run(*args, "--method", "ais", "--chains", "64", "--betas", "101")
+    exact = pgm.log_likelihood(model, np.loadtxt("rows.csv", delimiter=",")).mean()
+    figures = {
+        name: float(line.split("│")[2])
+        for line in sampled.splitlines()
+        for name in ("(ais)", "upper bracket", "lower bracket")
+        if name in line and "│" in line
+    }
+    assert figures["upper bracket"] <= exact <= figures["lower bracket"]
+    assert figures["(ais)"] == pytest.approx(exact, abs=0.05)
+    assert "annealed importance sampling, 101 betas, 64 chains" in " ".join(sampled.split())
+    assert "Not to be trusted" not in sampled
+    # two chains are never enough, and the screen says so
+    poor = run(*args, "--method", "ais", "--chains", "2", "--betas", "2")
+    assert "Not to be trusted" in poor
+    assert "(exact)" in run(*args)
+    line = error(*args, "--method", "exact", "--betas", "10")
+    assert "num_betas is for methods that sample" in line

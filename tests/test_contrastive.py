@@ -197,7 +197,7 @@ def test_contrast_with_clamped_latents_in_expectation():
 def test_one_step_of_pcd_is_one_step_of_the_exact_gradient():
     """Chains that hold every visible state of a uniform law, and a kernel that keeps them."""
     model = pgm.RBM(weights=jnp.zeros((3, 2)), hidden_bias=normal(13, 2))
-    learner = pgm.PCD(optax.sgd(0.5), num_chains=8, kernel=stay)
+    learner = pgm.PCD(optax.sgd(0.5), num_chains=8, kernel=stay, centered=False)
     rows = Rows({"v": jnp.asarray(DATA, jnp.int8)}, jnp.ones(7))
     state = learner.init(jax.random.key(0), model, rows)
     chains = {"v": jnp.asarray(bits(3), jnp.int8), "h": jnp.zeros((8, 2), jnp.int8)}
@@ -219,7 +219,7 @@ def test_cd_starts_at_the_data_and_takes_k_sweeps():
     gradient = jax.grad(lambda m: free(m, rows) - free(m, other))(RBM)
     expected = jax.tree.map(lambda x, g: x - 0.1 * g, RBM, gradient)
     for num_sweeps in (1, 3):
-        learner = pgm.CD(optax.sgd(0.1), num_sweeps=num_sweeps, kernel=flip)
+        learner = pgm.CD(optax.sgd(0.1), num_sweeps=num_sweeps, kernel=flip, centered=False)
         result = run(learner, RBM, DATA, num_epochs=1)
         assert_close(result.model, expected, rtol=1e-5, atol=1e-6)
     # turned over twice, the chains are the data again: nothing is learned
@@ -273,7 +273,7 @@ def test_chains_of_cd_count_as_their_rows():
 
 @pytest.mark.parametrize(
     "learner",
-    [pgm.PCD(optax.sgd(0.5), num_chains=8), pgm.CD(optax.sgd(0.5))],
+    [pgm.PCD(optax.sgd(0.5), num_chains=8, centered=False), pgm.CD(optax.sgd(0.5), centered=False)],
     ids=["PCD", "CD"],
 )
 @pytest.mark.parametrize("num_hidden", [0, 2])
@@ -316,7 +316,7 @@ def test_a_batch_without_weight_teaches_nothing():
 def test_every_row_is_seen_once_per_epoch():
     """Steps on batches of any size add up to the mean over the rows (chains that stand still)."""
     zero = pgm.BoltzmannMachine(weights=jnp.zeros((3, 3)))
-    learner = pgm.PCD(optax.sgd(1.0), num_chains=1, kernel=stay)
+    learner = pgm.PCD(optax.sgd(1.0), num_chains=1, kernel=stay, centered=False)
     for batch_size in (7, 4, 3, 2, 1):
         result = run(learner, zero, DATA, num_epochs=1, batch_size=batch_size)
         still = np.asarray(result.state.chains["v"], float)[0]
@@ -338,7 +338,7 @@ GREY = np.array([[0.3, 1.0, 0.0], [0.3, 0.5, 0.8]])
 
 def test_intensities_as_means():
     zero = pgm.BoltzmannMachine(weights=jnp.zeros((3, 3)))
-    learner = pgm.PCD(optax.sgd(1.0), num_chains=1, kernel=stay)
+    learner = pgm.PCD(optax.sgd(1.0), num_chains=1, kernel=stay, centered=False)
     result = run(learner, zero, GREY, num_epochs=1, intensities="mean")
     still = np.asarray(result.state.chains["v"], float)[0]
     np.testing.assert_allclose(result.model.bias, GREY.mean(axis=0) - still, rtol=1e-5)
@@ -369,7 +369,7 @@ def test_grey_levels_are_learned_as_probabilities(intensities):
 def test_the_bits_of_every_epoch_are_fresh():
     seen = []
     model = pgm.BoltzmannMachine(weights=jnp.zeros((3, 3)))
-    learner = pgm.PCD(optax.sgd(1.0), num_chains=1, kernel=stay)
+    learner = pgm.PCD(optax.sgd(1.0), num_chains=1, kernel=stay, centered=False)
     run(
         learner,
         model,
@@ -408,9 +408,9 @@ def test_zero_couplings_learn_their_maximum_likelihood():
     start = pgm.BoltzmannMachine(weights=jnp.zeros((5, 5)))
     step = pgm.blocks(start).steps[0]
     assert step.kind == "sequential"
-    optimizer = optax.adam(optax.linear_schedule(0.05, 0.0, 600))
+    optimizer = optax.adam(optax.linear_schedule(0.05, 0.0, 1200))
     learner = pgm.PCD(optimizer, num_chains=512, num_sweeps=5)
-    result = run(learner, start, data, num_epochs=150, batch_size=500)
+    result = run(learner, start, data, num_epochs=300, batch_size=500)
     assert negative_log_likelihood(result.model) - best.fun < 0.005
     assert negative_log_likelihood(result.averaged) - best.fun < 0.005
     # independent units are far worse: what was learned are the couplings
@@ -506,7 +506,7 @@ def free_energy(model, rows):
 
 def test_metrics_of_an_rbm_against_numpy():
     held_out, seen = DATA[:3], []
-    learner = pgm.PCD(optax.sgd(0.25), num_chains=16)
+    learner = pgm.PCD(optax.sgd(0.25), num_chains=16, centered=False)
     result = run(
         learner,
         RBM,
@@ -624,9 +624,9 @@ def test_an_interrupt_keeps_what_was_learned():
 
 def test_an_epoch_that_goes_wrong_is_undone():
     optimizer = optax.sgd(lambda step: jnp.where(step < 2, 0.1, jnp.nan))
-    with pytest.warns(RuntimeWarning, match="no longer finite in epoch 3, which was undone"):
+    with pytest.warns(RuntimeWarning, match="in epoch 3, batch 1 of 1, a step that was undone"):
         result = run(pgm.PCD(optimizer, num_chains=8), RBM, DATA, num_epochs=5)
-    assert "lower the learning rate" in result.message
+    assert "look at its learning rate or schedule" in result.message
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.model))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.averaged))
     assert_close(result.model, run(LEARNER, RBM, DATA, num_epochs=2).model, rtol=1e-6)

@@ -46,14 +46,14 @@ FLOORS = [
         "testing",
     }
     | {"_timed_run", "_verdicts"},
-    {"_jobs", "cli"},
+    {"_jobs", "_options", "_training", "cli"},
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 #: Neighbour library: modules that may import it (the command's jobs hold everything together).
 GATES = {
     "arviz": {"convergence", "diagnostics", "comparison", "report", "plots"},
     "matplotlib": {"diagnostics", "comparison", "report", "plots"},
-    "optax": {"learning", "_jobs"},
+    "optax": {"learning", "_training"},
     "numpyro.infer": {"infer", *FLOORS[-2], *FLOORS[-1]},
     "networkx": {"colouring", "structure"},
     "safetensors": {"serialization"},

@@ -577,7 +577,7 @@ def test_too_many_states_are_counted_in_the_message():
     wide = pgm.RBM(weights=jnp.zeros((30, 30)))
     with pytest.raises(ValueError, match=r"at most 2\^20 states, RBM has 2\^60.0 .*marginalize"):
         pgm.exact(wide)
-    with pytest.raises(ValueError, match=r"2\^30.0 states left after summing out 'v'.*condition"):
+    with pytest.raises(ValueError, match=r"2\^30.0 states left after summing out 'v'.*annealing"):
         pgm.log_partition(wide)
     with pytest.raises(ValueError, match=r"more than the 2\^24 that are summed exactly"):
         pgm.log_partition(wide, method="exact")
@@ -593,7 +593,7 @@ def test_latent_units_that_interact_and_are_many_are_refused():
 
 
 def test_unknown_methods_and_unused_settings_are_refused():
-    with pytest.raises(ValueError, match=r"method must be one of 'auto', 'exact', got 'magic'"):
+    with pytest.raises(ValueError, match=r"method must be one of 'auto', 'exact', .*, got 'magic'"):
         pgm.log_partition(_rbm(), method="magic")
     with pytest.raises(ValueError, match="num_chains is for methods that sample"):
         pgm.log_partition(_rbm(), method="exact", num_chains=10)

@@ -105,6 +105,39 @@ def test_training_curves_have_units():
         pgm.plot_training({})
 
 
+def test_held_out_metrics_lie_over_those_of_training():
+    curves = {"speed": [1.0], "objective": [3.0, 2.0], "validation_objective": [3.5, 3.0]}
+    figure = pgm.plot_training(curves)
+    assert [axis.get_title() for axis in figure.axes] == ["objective", "speed"]
+    train, held_out = figure.axes[0].get_lines()
+    np.testing.assert_array_equal(held_out.get_ydata(), [3.5, 3.0])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == [train.get_label(), held_out.get_label()] == ["training", "validation"]
+    assert figure.axes[1].get_ylabel() == "value"
+
+
+@pytest.mark.parametrize(
+    "images, limits",
+    [
+        (np.ones((2, 9)), (0.0, 1.0)),
+        (-np.ones((2, 9)), (-1.0, 1.0)),
+        (np.full((2, 9), 0.25), (0.0, 1.0)),
+        (np.linspace(-3, 5, 18).reshape(2, 9), (-3.0, 5.0)),
+    ],
+    ids=["bits", "spins", "probabilities", "real"],
+)
+def test_all_ones_are_black(images, limits):
+    assert pgm.plot_samples(images).axes[0].images[0].get_clim() == limits
+
+
+def test_filters_that_are_no_squares():
+    weights = np.arange(12.0).reshape(6, 2)
+    picture = pgm.plot_filters(pgm.RBM(weights=jnp.asarray(weights)), (2, 3)).axes[0].images[0]
+    np.testing.assert_array_equal(picture.get_array()[1:3, 1:4], weights[:, 1].reshape(2, 3))
+    with pytest.raises(ValueError, match="filters have 6 pixels, which is no square: give shape"):
+        pgm.plot_filters(pgm.RBM(weights=jnp.asarray(weights)))
+
+
 def test_the_page_stands_alone(table, tmp_path):
     path = table.to_html(tmp_path / "report.html")
     page = path.read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ __all__ = [
     "random_start",
     "retuned",
     "start",
+    "swap_neighbours",
     "travel",
 ]
 
@@ -253,8 +254,24 @@ def exchange(
     ``exp((betas[r + 1] - betas[r]) * (climb[r + 1] - climb[r]))``, and pairs of one parity share
     no replica. Energies that are infinite on both sides are not swapped.
     """
-    count = betas.shape[0]
-    log_ratio = jnp.diff(betas) * jnp.diff(climb)
+    return swap_neighbours(uniform, jnp.diff(betas) * jnp.diff(climb), parity)
+
+
+def swap_neighbours(
+    uniform: jax.Array, log_ratio: jax.Array, parity: jax.Array | int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return who goes where, which pairs are swapped, and how probable every swap was.
+
+    Parameters
+    ----------
+    uniform
+        Noise in [0, 1), one per pair of neighbours, ``(replicas - 1,)``.
+    log_ratio
+        Logarithm of what swapping a pair multiplies the joint density by, ``(replicas - 1,)``.
+    parity
+        0 or 1: the first pair that is tried.
+    """
+    count = log_ratio.shape[0] + 1
     log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
     swap_prob = jnp.exp(jnp.minimum(log_ratio, 0.0))
     turn = jnp.arange(count - 1) % 2 == parity

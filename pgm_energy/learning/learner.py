@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from pgm_energy._checks import require_count, require_key
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.learning.loop import LearningResult, Rows, check_rows, run_epochs
-from pgm_energy.learning.metrics import explain, measurements
+from pgm_energy.learning.checkpoint import Checkpoint, Store
+from pgm_energy.learning.epochs import Run, run_epochs
+from pgm_energy.learning.fingerprint import fingerprint
+from pgm_energy.learning.loop import LearningResult, Rows, check_rows
+from pgm_energy.learning.metrics import measurements
 from pgm_energy.structure import blocks
 
 __all__ = ["GradientLearner"]
@@ -26,6 +31,9 @@ class GradientLearner(abc.ABC):
     """
 
     optimizer: optax.GradientTransformation
+
+    #: Whether rows may have gaps (``Rows.known``).
+    takes_missing: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not all(callable(getattr(self.optimizer, name, None)) for name in ("init", "update")):
@@ -44,6 +52,10 @@ class GradientLearner(abc.ABC):
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Return the state after one step on a batch, and figures of the step."""
 
+    def at_epoch(self, epoch: int, state: Any) -> tuple[GradientLearner, Any]:
+        """Return the learner and the state that an epoch (from 0) begins with."""
+        return self, state
+
     def run(
         self,
         rng_key: Key,
@@ -54,7 +66,11 @@ class GradientLearner(abc.ABC):
         validation: Any = None,
         row_weights: Any = None,
         intensities: Literal["mean", "sample"] | None = None,
+        missing: bool = False,
         callbacks: Sequence[Callable[[int, Any, Mapping[str, float]], Any]] = (),
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        on_invalid: Literal["stop", "halve"] = "stop",
         progress_bar: bool = True,
     ) -> LearningResult:
         """Return the model learned from data.
@@ -78,9 +94,19 @@ class GradientLearner(abc.ABC):
         intensities
             For binary data between 0 and 1: ``"mean"`` uses them as probabilities, ``"sample"``
             draws bits every epoch.
+        missing
+            Let NaN mark values that are not known: clamped chains draw them, one per row.
         callbacks
             Called with ``(epoch, state, figures)`` after every epoch; one that returns True
-            ends the run.
+            ends the run, such as :class:`EarlyStopping`.
+        checkpoint
+            A folder to write a checkpoint into after every epoch, or a :class:`Checkpoint`.
+        resume
+            Go on from the newest checkpoint in that folder; where there is none, start anew.
+        on_invalid
+            When a step makes a parameter NaN or infinite: ``"stop"`` undoes the step and ends the
+            run; ``"halve"`` begins the epoch anew with half the learning rate (the updates of the
+            optimizer are halved), up to ten times.
         progress_bar
             Show one.
 
@@ -92,11 +118,19 @@ class GradientLearner(abc.ABC):
         Raises
         ------
         ValueError
-            On data, weights or counts that are not valid, or a model that block Gibbs cannot
-            sample.
+            On data, weights or counts that are not valid, a model that block Gibbs cannot
+            sample, or a checkpoint of a run with other data, batch size, learner or model.
+        FileExistsError
+            If ``checkpoint`` holds a run already and ``resume`` is False.
 
         Notes
         -----
+        A resumed run has the same result as one that was never stopped, to the last bit, on the
+        same machine and versions; the key is that of the checkpoint. With more epochs than
+        before it goes on: parameters are averaged from half of ``num_epochs`` on, so where that
+        is later than the checkpoint averaging begins anew, and otherwise goes on from where it
+        began. Ctrl-C ends the run after the present epoch, a second one at once.
+
         Metrics per epoch: ``pseudo_log_likelihood`` (nats per row), ``free_energy_gap``
         (validation minus training, nats), ``reconstruction_error`` (mean square per unit),
         ``gradient_norm``, ``chain_free_energy`` (nats). They look at up to 500 rows, the
@@ -112,25 +146,57 @@ class GradientLearner(abc.ABC):
         >>> len(result.metrics["gradient_norm"])
         2
         """
+        if on_invalid not in ("stop", "halve"):
+            raise ValueError(f"on_invalid must be 'stop' or 'halve', got {on_invalid!r}")
+        if on_invalid == "halve" and self.optimizer is None:
+            raise ValueError(
+                "on_invalid='halve' halves the steps of an optimizer, this "
+                f"{type(self).__name__} has none"
+            )
+        if resume and checkpoint is None:
+            raise ValueError("resume=True needs to know from where: give checkpoint, a folder")
         if not isinstance(model, EnergyModel):
             raise TypeError(f"run takes an energy model to start from, got {type(model).__name__}")
-        rows = check_rows(model, data, row_weights, intensities)
+        if missing and not self.takes_missing:
+            raise ValueError(
+                f"{type(self).__name__} needs whole rows: learn with PCD or CD, or complete them "
+                "first with impute"
+            )
+        rows = check_rows(model, data, row_weights, intensities, missing=missing)
         rows = rows._replace(weights=rows.weights / jnp.mean(rows.weights))
         held_out = None
         if validation is not None:
             held_out = check_rows(model, validation, None, intensities, name="validation")
         model = jax.tree.map(jnp.asarray, model.project())
-        blocks(model)  # verify eagerly, and say at once if it is slow
-        return run_epochs(
+        batch_size = min(require_count("batch_size", batch_size), len(rows.weights))
+        store = None
+        if checkpoint is not None:
+            settings = fingerprint(
+                learner=self,
+                model=model,
+                batch_size=batch_size,
+                intensities=intensities,
+                data=rows,
+                validation=held_out,
+            )
+            store = Store(checkpoint, settings)
+        run = Run(
             self,
-            rng_key,
+            require_key(rng_key),
             model,
             rows,
-            num_epochs=num_epochs,
+            num_epochs=require_count("num_epochs", num_epochs),
             batch_size=batch_size,
             resample=intensities == "sample",
-            measure=measurements(model, rows, held_out),
+            measure=self._measurements(model, rows, held_out),
             callbacks=callbacks,
-            progress_bar=progress_bar,
-            explain=explain,
+            on_invalid=on_invalid,
         )
+        return run_epochs(run, store, resume, progress_bar)
+
+    def _measurements(
+        self, model: EnergyModel, rows: Rows, held_out: Rows | None
+    ) -> Callable[[jax.Array, Any], dict[str, float]]:
+        """Return the function that measures an epoch; refuse a model that cannot be learned."""
+        blocks(model)  # verify eagerly, and say at once if it is slow
+        return measurements(model, rows, held_out)

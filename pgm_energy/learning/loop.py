@@ -1,23 +1,20 @@
-"""The host loop of every gradient learner: epochs, batches, metrics, progress, words."""
+"""What goes into every learning loop and what comes out: rows, the learner, the result."""
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import os
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._checks import require_count, require_key
 from pgm_energy._data import as_rows
-from pgm_energy._progress import progress
 from pgm_energy._struct import Key
+from pgm_energy._tables import write_columns
 from pgm_energy.energy import EnergyModel
 
-__all__ = ["LearningResult", "Rows", "run_epochs"]
+__all__ = ["Learner", "LearningResult", "Metrics", "Rows", "check_rows", "draw_bits", "take"]
 
 Metrics = dict[str, np.ndarray]
 
@@ -31,10 +28,14 @@ class Rows(NamedTuple):
         By data site, rows first; floating point where the data are grey.
     weights
         ``(rows,)``, not negative.
+    known
+        Of data sites with missing values, True where a unit is known (``values`` hold a state of
+        the support elsewhere); None where nothing is missing.
     """
 
     values: dict[str, jax.Array]
     weights: jax.Array
+    known: dict[str, jax.Array] | None = None
 
 
 class LearningResult(NamedTuple):
@@ -60,6 +61,19 @@ class LearningResult(NamedTuple):
     metrics: Metrics
     message: str
 
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the metrics as a table, one row per epoch, numbered from 1.
+
+        Examples
+        --------
+        >>> import tempfile, pathlib, numpy as np
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "metrics.csv"
+        >>> LearningResult(None, None, None, {"gradient_norm": np.array([0.5])}, "").to_csv(path)
+        >>> path.read_text().split()
+        ['epoch,gradient_norm', '1,0.5']
+        """
+        write_columns(path, self.metrics, "epoch")
+
 
 @runtime_checkable
 class Learner(Protocol):
@@ -73,21 +87,36 @@ class Learner(Protocol):
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Return the state after one step on a batch, and figures of the step."""
 
+    def at_epoch(self, epoch: int, state: Any) -> tuple[Any, Any]:
+        """Return the learner and the state that an epoch (from 0) begins with."""
+
 
 def check_rows(
-    model: EnergyModel, data: Any, row_weights: Any, intensities: str | None, name: str = "data"
+    model: EnergyModel,
+    data: Any,
+    row_weights: Any,
+    intensities: str | None,
+    name: str = "data",
+    missing: bool = False,
 ) -> Rows:
     """Return checked rows and weights.
 
     Raises
     ------
     ValueError
-        On data that are not valid, grey data without ``intensities``, or weights that are
-        negative, all zero or of another number than the rows.
+        On data that are not valid, NaN unless ``missing``, grey data without ``intensities``, or
+        weights that are negative, all zero or of another number than the rows.
     """
     if intensities not in (None, "mean", "sample"):
         raise ValueError(f"intensities must be None, 'mean' or 'sample', got {intensities!r}")
-    values = as_rows(model, data, name=name, allow_intensities=intensities is not None)
+    values = as_rows(
+        model,
+        data,
+        name=name,
+        allow_missing=missing,
+        allow_intensities=intensities is not None,
+    )
+    values, known = _without_gaps(model, values, intensities) if missing else (values, None)
     count = len(next(iter(values.values())))
     if row_weights is None:
         weights = np.ones(count, dtype=np.float32)
@@ -102,7 +131,29 @@ def check_rows(
             )
         if not weights.any():
             raise ValueError("row_weights are all zero: no row is left to learn from")
-    return Rows({k: jnp.asarray(v) for k, v in values.items()}, jnp.asarray(weights))
+    return Rows({k: jnp.asarray(v) for k, v in values.items()}, jnp.asarray(weights), known)
+
+
+def _without_gaps(
+    model: EnergyModel, values: dict[str, np.ndarray], intensities: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, jax.Array] | None]:
+    """Rows with a state of the support in place of NaN, and where there was none."""
+    filled, known = dict(values), {}
+    for name, value in values.items():
+        gaps = np.isnan(value) if value.dtype.kind == "f" else np.zeros(value.shape, bool)
+        if not gaps.any():
+            continue
+        site = model.sites[name]
+        whole = np.where(gaps, site.filler, value)
+        is_grey = site.is_discrete and bool((whole != np.floor(whole)).any())
+        if is_grey and intensities == "mean":
+            raise ValueError(
+                "missing values are drawn given bits, not given probabilities: learn with "
+                "intensities='sample', or threshold the grey levels"
+            )
+        filled[name] = whole.astype(value.dtype if is_grey else np.dtype(site.dtype))
+        known[name] = jnp.asarray(~gaps)
+    return filled, known or None
 
 
 def draw_bits(rng_key: Key, model: EnergyModel, rows: Rows) -> Rows:
@@ -113,142 +164,12 @@ def draw_bits(rng_key: Key, model: EnergyModel, rows: Rows) -> Rows:
             uniform = jax.random.uniform(jax.random.fold_in(rng_key, i), value.shape)
             value = (uniform < value).astype(model.sites[name].dtype)
         values[name] = value
-    return Rows(values, rows.weights)
+    return rows._replace(values=values)
 
 
 def take(rows: Rows, index: jax.Array) -> Rows:
     """Return some rows; an index past the end gives a row of weight zero."""
     inside = index < rows.weights.shape[0]
     safe = jnp.where(inside, index, 0)
-    values = {name: value[safe] for name, value in rows.values.items()}
-    return Rows(values, jnp.where(inside, rows.weights[safe], 0.0))
-
-
-@functools.partial(jax.jit, static_argnames=("learner", "batch_size", "resample"))
-def run_epoch(
-    rng_key: Key,
-    state: Any,
-    total: Any,
-    rows: Rows,
-    first_averaged: jax.Array,
-    *,
-    learner: Learner,
-    batch_size: int,
-    resample: bool,
-) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """Return the state after all batches of a fresh order, in one scan, and mean figures."""
-    num_rows = rows.weights.shape[0]
-    num_batches = -(-num_rows // batch_size)
-    order_key, bits_key, step_key = jax.random.split(rng_key, 3)
-    if resample:
-        rows = draw_bits(bits_key, state.model, rows)
-    order = jax.random.permutation(order_key, num_rows)
-    padding = jnp.full(num_batches * batch_size - num_rows, num_rows)
-    batches = jnp.concatenate([order, padding]).reshape(num_batches, batch_size)
-
-    def step(carry: Any, xs: Any) -> Any:
-        state, (average, count) = carry
-        index, key, number = xs
-        state, info = learner.update(key, state, take(rows, index), index)
-        # parameters are averaged from a given update on (Polyak and Juditsky 1992)
-        use = number >= first_averaged
-        count = count + use
-        rate = jnp.where(use, 1.0 / jnp.maximum(count, 1), 0.0)
-        rate = jnp.where(count == 0, 1.0, rate)  # before that, the average follows
-        average = jax.tree.map(lambda a, b: a + rate * (b - a), average, state.model)
-        return (state, (average, count)), info
-
-    keys = jax.random.split(step_key, num_batches)
-    numbers = jnp.arange(num_batches)
-    (state, total), infos = jax.lax.scan(step, (state, total), (batches, keys, numbers))
-    return state, total, jax.tree.map(jnp.mean, infos)
-
-
-def run_epochs(
-    learner: Learner,
-    rng_key: Key,
-    model: EnergyModel,
-    rows: Rows,
-    *,
-    num_epochs: int,
-    batch_size: int,
-    resample: bool,
-    measure: Callable[[jax.Array, Any], dict[str, float]],
-    callbacks: Sequence[Callable[[int, Any, Mapping[str, float]], Any]],
-    progress_bar: bool,
-    explain: Callable[[Metrics], str],
-) -> LearningResult:
-    """Run a learner over the data and return what it found.
-
-    Parameters
-    ----------
-    learner
-        The pair of pure functions.
-    measure
-        Figures of an epoch from a key and the state, nats where they are energies.
-    callbacks
-        Called with ``(epoch, state, figures)`` after every epoch; one that returns True stops
-        the run.
-    explain
-        Makes the message from the metrics.
-
-    Notes
-    -----
-    An epoch whose parameters are no longer finite is undone and ends the run with a warning;
-    an interrupt ends it with the result so far.
-    """
-    rng_key = require_key(rng_key)
-    num_epochs = require_count("num_epochs", num_epochs)
-    count = int(rows.weights.shape[0])
-    batch_size = min(require_count("batch_size", batch_size), count)
-    init_key, rng_key = jax.random.split(rng_key)
-    state = learner.init(init_key, model, rows)
-    epoch = functools.partial(run_epoch, learner=learner, batch_size=batch_size, resample=resample)
-    steps = -(-count // batch_size)
-    total = (state.model, jnp.zeros((), jnp.int32))
-    history: dict[str, list[float]] = {}
-    ending = ""
-    with progress(num_epochs, progress_bar, "epochs") as show:
-        try:
-            for number in range(num_epochs):
-                key, measure_key = jax.random.split(jax.random.fold_in(rng_key, number))
-                first = jnp.asarray(max(num_epochs * steps // 2 - number * steps, 0))
-                new_state, new_total, infos = epoch(key, state, total, rows, first)
-                figures = {name: float(value) for name, value in infos.items()}
-                if not _is_finite(new_state.model):
-                    ending = (
-                        f" Stopped: the parameters were no longer finite in epoch {number + 1}, "
-                        "which was undone; lower the learning rate."
-                    )
-                    warnings.warn(ending.strip(), RuntimeWarning, stacklevel=3)
-                    break
-                figures.update(measure(measure_key, new_state))
-                state, total = new_state, new_total
-                for name, value in figures.items():
-                    history.setdefault(name, []).append(value)
-                show(number + 1, in_words(figures))
-                answers = [callback(number, state, figures) for callback in callbacks]
-                if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
-                    ending = f" Stopped by a callback after epoch {number + 1}."
-                    break
-        except KeyboardInterrupt:
-            done = len(next(iter(history.values()), []))
-            ending = f" Interrupted; the result is that of the {done} epochs before."
-    metrics = {name: np.asarray(values) for name, values in history.items()}
-    averaged = total[0].project()
-    return LearningResult(state.model, averaged, state, metrics, explain(metrics) + ending)
-
-
-def _is_finite(model: EnergyModel) -> bool:
-    return all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(model))
-
-
-def in_words(figures: Mapping[str, float]) -> str:
-    """Return the figures of an epoch that are worth a place beside a progress bar."""
-    names = {
-        "pseudo_log_likelihood": "log PL",
-        "free_energy_gap": "gap",
-        "reconstruction_error": "error",
-        "log_likelihood": "log-likelihood",
-    }
-    return "  ".join(f"{s} {figures[n]:.3f}" for n, s in names.items() if n in figures)
+    values, known = jax.tree.map(lambda x: x[safe], (rows.values, rows.known))
+    return Rows(values, jnp.where(inside, rows.weights[safe], 0.0), known)

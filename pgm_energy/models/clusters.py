@@ -1,4 +1,4 @@
-"""k-means++ for the starts of mixtures."""
+"""k-means++ and random centres for the starts of mixtures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ __all__ = ["cluster"]
 _LLOYD_STEPS = 10
 
 
-@functools.partial(jax.jit, static_argnames=("num_clusters",))
-def cluster(rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_clusters: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("num_clusters", "careful"))
+def cluster(
+    rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_clusters: int, careful: bool = True
+) -> jax.Array:
     """Return one-hot memberships ``(N, K)`` of rows ``(N, D)`` from k-means++ and a few rounds.
 
     Parameters
@@ -28,6 +30,8 @@ def cluster(rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_clusters:
         Weights of the rows, not negative.
     num_clusters
         Number of clusters.
+    careful
+        If False, the centres are different rows drawn at random, and stay.
 
     Notes
     -----
@@ -37,6 +41,10 @@ def cluster(rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_clusters:
     ----------
     D. Arthur and S. Vassilvitskii (2007), k-means++: the advantages of careful seeding.
     """
+    if not careful:
+        noise = jax.random.gumbel(rng_key, row_weights.shape, rows.dtype)
+        chosen = jax.lax.top_k(jnp.log(row_weights) + noise, num_clusters)[1]
+        return _nearest(rows, rows[chosen])
     centres = _seeds(rng_key, rows, row_weights, num_clusters)
 
     def lloyd(_: jax.Array, centres: jax.Array) -> jax.Array:

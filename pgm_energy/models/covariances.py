@@ -6,8 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-__all__ = ["covariance_shape", "nearest_covariances", "raise_floor", "singular"]
+__all__ = [
+    "covariance_shape",
+    "nearest_covariances",
+    "raise_floor",
+    "require_positive",
+    "singular",
+    "standardizer",
+]
 
 
 def covariance_shape(kind: str, count: int, width: int) -> tuple[int, ...]:
@@ -20,9 +28,82 @@ def covariance_shape(kind: str, count: int, width: int) -> tuple[int, ...]:
     }[kind]
 
 
-def singular(matrix: Any) -> float:
-    """Eigenvalue of a correlation matrix that its floating type cannot tell from zero."""
-    return float(matrix.shape[-1] * jnp.finfo(matrix.dtype).eps)
+def require_positive(values: np.ndarray, matrices: bool, many: bool) -> np.ndarray:
+    """Return covariances, symmetric to the last bit, or refuse them.
+
+    Raises
+    ------
+    ValueError
+        With the first variance that is not positive, or matrix (of ``many``) that is not
+        symmetric and positive definite.
+    """
+    if not matrices:
+        low = np.argwhere(values <= 0)
+        if len(low):
+            place = tuple(int(i) for i in low[0])
+            raise ValueError(f"variances must be positive, got {values[place]:g} at index {place}")
+        return values
+    stack = values.reshape(-1, *values.shape[-2:])
+    even = 0.5 * (stack + stack.transpose(0, 2, 1))
+    size = np.sqrt(np.abs(np.diagonal(stack, axis1=1, axis2=2)))
+    rounding = 32 * np.finfo(values.dtype).eps * size[:, :, None] * size[:, None, :]
+    uneven = np.argwhere(np.abs(stack - even) > rounding)
+    if len(uneven):
+        k, i, j = (int(n) for n in uneven[0])
+        raise ValueError(
+            f"covariances must be symmetric, got {stack[k, i, j]:g} at ({i}, {j}) and "
+            f"{stack[k, j, i]:g} at ({j}, {i}){_of(k, many)}; use 0.5 * (C + C.T)"
+        )
+    for k, matrix in enumerate(stack):
+        try:
+            np.linalg.cholesky(matrix)  # in their own precision, as the energy does
+        except np.linalg.LinAlgError:
+            smallest = np.linalg.eigvalsh(matrix.astype(np.float64))[0]
+            raise ValueError(
+                f"covariances must be positive definite, got a smallest eigenvalue of "
+                f"{smallest:.3g}{_of(k, many)}; add a small multiple of the identity"
+            ) from None
+    return values if np.array_equal(stack, even) else even.reshape(values.shape)
+
+
+def _of(component: int, many: bool) -> str:
+    return f" of component {component}" if many else ""
+
+
+def singular(width: int, kind: Any) -> float:
+    """Eigenvalue of a correlation matrix that a floating type cannot tell from zero."""
+    return float(width * jnp.finfo(kind).eps)
+
+
+def standardizer(
+    rows: np.ndarray, row_weights: np.ndarray, one_scale: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each column, of what was seen in it.
+
+    A constant column has no scale of its own and gets that of the others.
+
+    Raises
+    ------
+    ValueError
+        If nothing was seen in a column.
+    """
+    rows = np.asarray(rows, dtype=np.float64)
+    seen = ~np.isnan(rows) * row_weights[:, None]
+    mass = seen.sum(axis=0)
+    if not mass.all():
+        raise ValueError(
+            f"column {int(np.argmin(mass))} is missing in every row: leave that column out"
+        )
+    filled = np.where(np.isnan(rows), 0.0, rows)
+    shift = (seen * filled).sum(axis=0) / mass
+    variance = (seen * (filled - shift) ** 2).sum(axis=0) / mass
+    # what rounding leaves of a constant column is no variance
+    variance[variance <= (1e-12 * np.abs(shift)) ** 2] = 0.0
+    moving = variance > 0
+    common = variance[moving].mean() if moving.any() else 1.0
+    if one_scale:
+        return shift, np.full(len(shift), np.sqrt(common))
+    return shift, np.sqrt(np.where(moving, variance, common))
 
 
 def raise_floor(moments: jax.Array, floor: Any, matrices: bool) -> jax.Array:
@@ -47,7 +128,7 @@ def nearest_covariances(covariances: jax.Array, matrices: bool) -> jax.Array:
     variances = jnp.diagonal(even, axis1=-2, axis2=-1)
     scale = jnp.sqrt(jnp.where(variances > 0, variances, 1.0))
     correlations = even / (scale[..., :, None] * scale[..., None, :])
-    limit = singular(covariances)
+    limit = singular(covariances.shape[-1], covariances.dtype)
     good = (jnp.linalg.eigvalsh(correlations)[..., 0] > limit) & jnp.all(variances > 0, axis=-1)
     values, vectors = jnp.linalg.eigh(even)
     largest = jnp.maximum(jnp.max(jnp.abs(values), axis=-1, keepdims=True), tiny)

@@ -11,32 +11,38 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from pgm_energy._struct import Key, Parameter, is_concrete, replace, static, struct
+from pgm_energy.models import normal_moments, normal_prior, normal_products
 from pgm_energy.models.covariances import (
     covariance_shape,
     nearest_covariances,
     raise_floor,
+    require_positive,
     singular,
+    standardizer,
 )
 from pgm_energy.models.mixture import (
     WEIGHT_FLOOR,
+    Frame,
     Mixture,
     component_site,
+    first_start,
     floored_frequencies,
     project_simplex,
     random_weights,
+    reframed,
     require_components,
     require_table,
     require_weights,
-    start_responsibilities,
     start_rows,
 )
+from pgm_energy.models.normal_moments import NormalMoments, Normals
+from pgm_energy.models.normal_prior import NormalPrior
+from pgm_energy.models.prior import MixturePrior
 from pgm_energy.sites import Real, Site
 
 __all__ = ["GaussianMixture"]
 
 _TYPES = ("full", "tied", "diag", "spherical")
-#: Variance floor of a start, as a share of the variance of the data.
-_START_FLOOR = 1e-3
 
 
 @struct
@@ -110,43 +116,10 @@ class GaussianMixture(Mixture):
                 f"got {self.covariances.shape}"
             )
         if is_concrete(self.covariances):
-            self._check_covariances()
-
-    def _check_covariances(self) -> None:
-        values = np.asarray(self.covariances)
-        if not self._has_matrices:
-            low = np.argwhere(values <= 0)
-            if len(low):
-                place = tuple(int(i) for i in low[0])
-                raise ValueError(
-                    f"variances must be positive, got {values[place]:g} at index {place}"
-                )
-            return
-        matrices = values.reshape(-1, *values.shape[-2:])
-        even = 0.5 * (matrices + matrices.transpose(0, 2, 1))
-        size = np.sqrt(np.abs(np.diagonal(matrices, axis1=1, axis2=2)))
-        rounding = 32 * np.finfo(values.dtype).eps * size[:, :, None] * size[:, None, :]
-        uneven = np.argwhere(np.abs(matrices - even) > rounding)
-        if len(uneven):
-            k, i, j = (int(n) for n in uneven[0])
-            raise ValueError(
-                f"covariances must be symmetric, got {matrices[k, i, j]:g} at ({i}, {j}) and "
-                f"{matrices[k, j, i]:g} at ({j}, {i}){self._of(k)}; use 0.5 * (C + C.T)"
-            )
-        if not np.array_equal(matrices, even):  # the last bits, as products leave them
-            object.__setattr__(self, "covariances", jnp.asarray(even.reshape(values.shape)))
-        for k, matrix in enumerate(matrices):
-            try:
-                np.linalg.cholesky(matrix)  # in their own precision, as the energy does
-            except np.linalg.LinAlgError:
-                smallest = np.linalg.eigvalsh(matrix.astype(np.float64))[0]
-                raise ValueError(
-                    f"covariances must be positive definite, got a smallest eigenvalue of "
-                    f"{smallest:.3g}{self._of(k)}; add a small multiple of the identity"
-                ) from None
-
-    def _of(self, component: int) -> str:
-        return f" of component {component}" if self.covariance_type == "full" else ""
+            values = np.asarray(self.covariances)
+            checked = require_positive(values, self._has_matrices, self.covariance_type == "full")
+            if checked is not values:  # the last bits, as products leave them
+                object.__setattr__(self, "covariances", jnp.asarray(checked))
 
     @property
     def _has_matrices(self) -> bool:
@@ -191,84 +164,123 @@ class GaussianMixture(Mixture):
         scales = jnp.broadcast_to(scales, self.means.shape)
         return -jnp.sum(jnp.log(scales), axis=-1) - 0.5 * scales.shape[-1] * math.log(2 * math.pi)
 
-    def log_joint(self, rows: jax.Array) -> jax.Array:
-        """Return log w_k + log p_k(x) of rows ``(N, D)``, one component after another."""
-        whiteners = self._whiteners()
+    @property
+    def num_parameters(self) -> int:
+        """K - 1 weights, K D means, and the free entries of the covariances."""
+        width = self.means.shape[1]
+        free = self.covariances.size
+        if self._has_matrices:
+            free = free * (width + 1) // (2 * width)
+        return self.num_components - 1 + self.means.size + free
+
+    def _normals(self) -> Normals:
+        """The components as an E-step needs them."""
+        covariances, whiteners = self.covariances, self._whiteners()
         if self.covariance_type == "tied":
-            whiteners = jnp.broadcast_to(whiteners, (self.num_components, *whiteners.shape))
+            covariances, whiteners = covariances[None], whiteners[None]
+        elif self.covariance_type == "spherical":
+            shape = self.means.shape
+            covariances = jnp.broadcast_to(covariances[:, None], shape)
+            whiteners = jnp.broadcast_to(whiteners, shape)
+        return Normals(self.log_weights, self.means, covariances, whiteners)
 
-        def component(args: tuple[jax.Array, jax.Array]) -> jax.Array:
-            mean, whitener = args
-            delta = rows - mean
-            white = delta @ whitener.T if self._has_matrices else delta * whitener
-            return -0.5 * jnp.sum(white**2, axis=-1)
+    def scores(self, rows: Any, fast: int = 0) -> jax.Array:
+        """Return log w_k + log p_k(x), nats, ``(K, N)``."""
+        if fast:
+            return normal_products.scores(self._normals(), rows, fast > 1)
+        return normal_moments.scores(self._normals(), rows)
 
-        powers = jax.lax.map(component, (self.means, whiteners))
-        return self.log_weights + self._log_norm() + powers.T
+    def moments(self, rows: Any, share: jax.Array, fast: int = 0) -> NormalMoments:
+        """Return masses, sums and sums of squares, about the means (``fast``: the origin)."""
+        return (normal_products if fast else normal_moments).moments(self._normals(), rows, share)
 
-    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: Any) -> Self:
+    def rebased(self, moments: NormalMoments, start: Any) -> NormalMoments:
+        """Return moments about these means that were about those of ``start``, or the origin."""
+        origin = jnp.zeros_like(self.means) if start is None else start.means
+        return normal_moments.rebased(moments, self.means - origin)
+
+    def maximize(self, moments: NormalMoments, floor: Any, prior: NormalPrior) -> Self:
         """Return weighted means and covariances, no variance in any direction below the floor.
 
-        Second moments are taken about the previous means: in float32 moments about the origin
-        would lose a narrow component.
+        A component without rows, and without a prior, stays where it was.
         """
-        counts = jnp.sum(responsibilities, axis=0)
-        safe = jnp.where(counts > 0, counts, 1.0)
-
-        def component(args: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            mean, share, count = args
-            delta = rows - mean
-            shift = share @ delta / count
-            if self._has_matrices:
-                second = (delta * share[:, None]).T @ delta / count
-                return mean + shift, second - jnp.outer(shift, shift)
-            return mean + shift, share @ delta**2 / count - shift**2
-
-        means, moments = jax.lax.map(component, (self.means, responsibilities.T, safe))
-        if self.covariance_type == "tied":
-            moments = jnp.tensordot(counts, moments, axes=1) / jnp.sum(counts)
-        if self.covariance_type == "spherical":
-            moments = jnp.mean(moments, axis=-1)
+        means, second = normal_prior.most_likely(
+            self.means, self.covariances, self.covariance_type, moments, prior
+        )
         return replace(
             self,
-            weights=floored_frequencies(counts, WEIGHT_FLOOR),
+            weights=floored_frequencies(moments.mass + prior.weight_rows, WEIGHT_FLOOR),
             means=means,
-            covariances=raise_floor(moments, self._least(floor), self._has_matrices),
+            covariances=raise_floor(second, floor, self._has_matrices),
         )
 
-    def _least(self, floor: Any) -> Any:
-        """The floor, or what the floating type can factorise if that is more."""
+    def resolve_prior(self, prior: MixturePrior, frame: Frame | None) -> NormalPrior:
+        """Return the prior in a frame, with what was left to the data filled in."""
+        width = self.means.shape[1]
+        return normal_prior.resolve(
+            prior, type(self).__name__, self.num_components, width, self._has_matrices, frame
+        )
+
+    def log_prior(self, prior: NormalPrior) -> jax.Array:
+        """Return the log-density of the Dirichlet, normal and inverse Wishart laws."""
+        return normal_prior.log_density(self._normals(), self.covariance_type, prior)
+
+    def can_be_fast(self) -> bool:
+        """Whether there are few enough columns for products with their squares."""
+        return self.means.shape[1] <= normal_products.MAX_COLUMNS
+
+    def magnitude(self, fast: int) -> jax.Array:
+        """Return the size, nats, of terms that cancel in fast scores."""
+        return normal_products.magnitude(self._normals(), fast > 1)
+
+    def floats_per_row(self, partial: bool = False, fast: bool = False) -> int:
+        """Return how many numbers a row takes on its way through an E-step."""
+        count, width = self.means.shape
+        if fast:
+            full = self.covariance_type == "full"
+            features = normal_products.num_features(full, width)
+            return 3 * count + features + width + (count * width if full else 0)
+        if partial and self._has_matrices:
+            return 3 * self.covariances.size + 4 * count * width
+        return 3 * count * (width + 1)
+
+    def least_floor(self, floor: float, kind: Any) -> float:
+        """Return the floor, or what the floating type can factorise if that is more."""
         if not self._has_matrices:
             return floor
-        return jnp.maximum(floor, 8.0 * singular(self.covariances))
+        return max(floor, 8.0 * singular(self.means.shape[1], kind))
 
     def with_floor(self, floor: Any) -> Self:
         """Return the mixture with no variance in any direction below the floor."""
-        raised = raise_floor(self.covariances, self._least(floor), self._has_matrices)
+        raised = raise_floor(self.covariances, floor, self._has_matrices)
         return replace(self, covariances=raised)
 
-    def restart(self, rng_key: Key, rows: jax.Array, row_weights: jax.Array) -> Self:
-        """Return a fresh start from k-means++ of rows ``(N, D)``."""
-        member = start_responsibilities(rng_key, rows, row_weights, self.num_components, 0.0)
-        return self.maximize(rows, member, _START_FLOOR)
+    def blank(self) -> Self:
+        """Return a mixture of standard normal laws."""
+        unit = jnp.ones_like(self.covariances)
+        if self._has_matrices:
+            unit = unit * jnp.eye(self.means.shape[1], dtype=unit.dtype)
+        weights = jnp.full_like(self.weights, 1.0 / self.num_components)
+        return replace(self, weights=weights, means=jnp.zeros_like(self.means), covariances=unit)
 
-    def standardizer(
-        self, rows: np.ndarray, row_weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean and the scale of each column (one scale for all if spherical).
+    def standardizer(self, rows: np.ndarray, row_weights: np.ndarray) -> Frame:
+        """Return the mean and the scale of each column (one scale for all if spherical)."""
+        return standardizer(rows, row_weights, self.covariance_type == "spherical")
 
-        A constant column has no scale of its own and gets that of the others.
-        """
-        rows = np.asarray(rows, dtype=np.float64)
-        shift = np.average(rows, axis=0, weights=row_weights)
-        variance = np.average((rows - shift) ** 2, axis=0, weights=row_weights)
-        # what rounding leaves of a constant column is no variance
-        variance[variance <= (1e-12 * np.abs(shift)) ** 2] = 0.0
-        moving = variance > 0
-        common = variance[moving].mean() if moving.any() else 1.0
+    def own_frame(self) -> Frame:
+        """Return the mean and the standard deviations of the mixture itself."""
+        weights, means = (np.asarray(x, np.float64) for x in (self.weights, self.means))
+        covariances = np.asarray(self.covariances, np.float64)
+        if self._has_matrices:
+            covariances = np.diagonal(covariances, axis1=-2, axis2=-1)
+        elif self.covariance_type == "spherical":
+            covariances = covariances[:, None]
+        shift = weights @ means
+        spread = np.broadcast_to(covariances, means.shape) + (means - shift) ** 2
+        variances = weights @ spread
         if self.covariance_type == "spherical":
-            return shift, np.full(len(shift), math.sqrt(common))
-        return shift, np.sqrt(np.where(moving, variance, common))
+            variances = np.full(len(shift), variances.mean())
+        return shift, np.sqrt(variances)
 
     def affine(self, shift: Any, scale: Any) -> Self:
         """Return the law of ``(x - shift) / scale``, column by column."""
@@ -287,15 +299,15 @@ class GaussianMixture(Mixture):
             covariances=(self.covariances / square).astype(kind),
         )
 
-    def at_floor(self, floor: float) -> np.ndarray:
+    def at_floor(self, floor: float, kind: Any) -> np.ndarray:
         """Return which components have a variance, in some direction, at the floor."""
         values = np.asarray(self.covariances, dtype=np.float64)
         if self._has_matrices:
             values = np.linalg.eigvalsh(values)
         if self.covariance_type == "spherical":
             values = values[:, None]
-        noise = 2.0 * float(jnp.finfo(self.covariances.dtype).eps) * values.max(axis=-1)
-        low = values.min(axis=-1) <= 1.05 * float(self._least(floor)) + noise
+        noise = 2.0 * float(jnp.finfo(kind).eps) * values.max(axis=-1)
+        low = values.min(axis=-1) <= 1.05 * floor + noise
         return np.broadcast_to(low, (self.num_components,))
 
     def project(self) -> Self:
@@ -334,6 +346,7 @@ class GaussianMixture(Mixture):
         num_components: int,
         data: Any,
         covariance_type: str = "full",
+        missing: bool = False,
     ) -> GaussianMixture:
         """Return a start from k-means++ of the data.
 
@@ -347,6 +360,8 @@ class GaussianMixture(Mixture):
             Rows ``(N, D)``.
         covariance_type
             ``full``, ``tied``, ``diag`` or ``spherical``.
+        missing
+            Whether NaN may stand for values that are not known.
 
         Raises
         ------
@@ -362,7 +377,7 @@ class GaussianMixture(Mixture):
         """
         count = require_components(num_components)
         table = require_table(data)
-        start_rows(Real(table.shape[1]), "x", table, count)  # refuses what is no data
+        start_rows(Real(table.shape[1]), "x", table, count, missing)
         if covariance_type not in _TYPES:
             raise ValueError(
                 f"covariance_type must be one of {', '.join(_TYPES)}, got {covariance_type!r}"
@@ -370,15 +385,15 @@ class GaussianMixture(Mixture):
         width = table.shape[1]
         shape = covariance_shape(covariance_type, count, width)
         matrices = covariance_type in ("full", "tied")
-        unit = jnp.broadcast_to(jnp.eye(width), shape) if matrices else jnp.ones(shape)
+        kind = jnp.result_type(float)
+        unit = np.eye(width, dtype=kind) if matrices else np.ones((), kind)
         blank = cls(
-            weights=jnp.full(count, 1.0 / count),
-            means=jnp.zeros((count, width)),
-            covariances=unit,
+            weights=jnp.full(count, 1.0 / count, kind),
+            means=jnp.zeros((count, width), kind),
+            covariances=jnp.asarray(np.broadcast_to(unit, shape)),
             covariance_type=covariance_type,
         )
-        even = np.ones(len(table))
-        shift, scale = blank.standardizer(table, even)
-        rows = jnp.asarray((table - shift) / scale, dtype=jnp.result_type(float))
-        start = blank.restart(rng_key, rows, jnp.ones(len(rows), rows.dtype))
-        return start.affine(-shift / scale, 1.0 / scale)
+        shift, scale = blank.standardizer(table, np.ones(len(table)))
+        rows = ((table - shift) / scale).astype(kind)
+        start = first_start(rng_key, blank, rows, missing)
+        return reframed(start, -shift / scale, 1.0 / scale)

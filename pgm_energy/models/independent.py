@@ -100,13 +100,19 @@ class Independent(EnergyModel):
     def _free(self, name: str) -> jax.Array | float:
         return self.free.get(name, 1.0)
 
+    def _pinned(self, name: str) -> jax.Array | float:
+        """What the clamped units of a site add to E so that they are normalised, per unit."""
+        if name not in self.free:
+            return 0.0
+        return (1.0 - self.free[name]) * self._normalizers(name)
+
     def _site_energy(self, name: str, encoded: jax.Array) -> jax.Array:
-        energy = -jnp.sum(self.parameters[name] * encoded)
+        inner = self.parameters[name] * encoded
+        inner = inner.sum(axis=-1) if self.sites[name].event else inner
         if name in self.precisions:
-            energy = energy + 0.5 * jnp.sum(self.precisions[name] * encoded**2)
-        if name in self.free:
-            energy = energy + jnp.sum((1.0 - self.free[name]) * self._normalizers(name))
-        return energy
+            inner = inner - 0.5 * self.precisions[name] * encoded**2
+        # unit by unit: a clamped unit's two terms are large and cancel
+        return jnp.sum(self._pinned(name) - inner)
 
     def energy(self, **values: jax.Array) -> jax.Array:
         """Return E, nats: a sum over units."""
@@ -129,7 +135,13 @@ class Independent(EnergyModel):
             precision = select(precision, family, index)
             if isinstance(family, Real) and family.coupled:
                 precision = jnp.diag(precision.reshape(-1))
-        return Natural(eta, precision)
+        rest = None
+        if index is None:  # the energy of all other sites, and what pins units of this one
+            rest = jnp.sum(jnp.asarray(self._pinned(site)))
+            for name, other in self.sites.items():
+                if name != site:
+                    rest = rest + self._site_energy(name, other.encode(values[name]))
+        return Natural(eta, precision, rest)
 
     def block_couplings(self, site: str, index: jax.Array) -> jax.Array:
         """Return zeros: no units interact."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ import numpy as np
 
 from pgm_energy._struct import Key, Parameter, is_concrete
 from pgm_energy.energy import EnergyModel
+from pgm_energy.models.chunks import Chunks, PartialRows, arrange, encoded, sum_over
 from pgm_energy.models.clusters import cluster
+from pgm_energy.models.prior import MixturePrior
 from pgm_energy.sites import Categorical, Site
 
 __all__ = ["Mixture"]
@@ -20,16 +24,26 @@ __all__ = ["Mixture"]
 SUM_TOLERANCE = 1e-4
 #: A component never loses its weight entirely: its logarithm must stay finite.
 WEIGHT_FLOOR = 1e-12
+#: A start looks at so many rows; more do not make better clusters.
+START_ROWS = 10_000
+
+#: Shift and scale of the columns.
+Frame = tuple[np.ndarray, np.ndarray]
 
 
 class Mixture(EnergyModel):
     """A mixture: ``E = -sum_k z_k (log w_k + log p_k(x))``, every normaliser included.
 
     Concrete mixtures say what their components are; :class:`pgm_energy.EM` fits them through
-    :meth:`log_joint` and :meth:`maximize`.
+    :meth:`scores` (the E-step), :meth:`moments` (what the M-step needs to know of the rows) and
+    :meth:`maximize` (the M-step).
     """
 
     weights: Parameter
+
+    #: Share of a hard start that is spread over all components, and the floor of a start.
+    start_spread: ClassVar[float] = 0.0
+    start_floor: ClassVar[float] = 1e-3
 
     @property
     def num_components(self) -> int:
@@ -46,46 +60,163 @@ class Mixture(EnergyModel):
         """Logarithms of the weights, normalised to the last bit, nats."""
         return jnp.log(self.weights) - jnp.log(jnp.sum(self.weights))
 
+    @property
     @abstractmethod
+    def num_parameters(self) -> int:
+        """Number of free parameters, for information criteria."""
+
     def log_joint(self, rows: jax.Array) -> jax.Array:
         """Return log w_k + log p_k(x), nats, of encoded rows ``(N, ...)``: shape ``(N, K)``."""
+        return self.scores(rows).T
 
     @abstractmethod
-    def maximize(self, rows: jax.Array, responsibilities: jax.Array, floor: Any) -> Self:
-        """Return the mixture that fits weighted rows best: the M-step.
+    def scores(self, rows: Any, fast: int = 0) -> jax.Array:
+        """Return log w_k + log p_k(x), nats, of encoded rows: shape ``(K, N)``.
 
         Parameters
         ----------
         rows
-            Encoded rows ``(N, ...)``.
-        responsibilities
-            ``(N, K)``, not negative; the weight of a row is part of them.
+            Encoded rows ``(N, ...)``, or :class:`pgm_energy.models.chunks.PartialRows`, whose
+            missing units are summed out.
+        fast
+            1: use products that may lose digits; 2: ones that may lose more. See
+            :meth:`magnitude`.
+        """
+
+    @abstractmethod
+    def moments(self, rows: Any, share: jax.Array, fast: int = 0) -> Any:
+        """Return sums over rows that the M-step needs: a tree, linear in ``share``.
+
+        Parameters
+        ----------
+        rows
+            As for :meth:`scores`; missing units count with their law given the rest of the row.
+        share
+            ``(K, N)``, not negative: responsibilities times the weight of the row.
+        fast
+            Use products that may lose digits. The moments are then about the origin.
+        """
+
+    def rebased(self, moments: Any, start: Any) -> Any:
+        """Return moments about this mixture's means that were about those of ``start``.
+
+        None: about the origin. Where moments have no reference they stay as they are.
+        """
+        return moments
+
+    @abstractmethod
+    def maximize(self, moments: Any, floor: Any, prior: Any) -> Self:
+        """Return the mixture that fits rows best, given their moments under this one: the M-step.
+
+        Parameters
+        ----------
+        moments
+            Sums over all rows.
         floor
             Smallest probability, or variance. The result is the exact maximum under this
-            constraint, so that the likelihood cannot fall.
+            constraint, so that the objective cannot fall.
+        prior
+            What :meth:`resolve_prior` returned.
         """
+
+    @abstractmethod
+    def resolve_prior(self, prior: MixturePrior, frame: Frame | None) -> Any:
+        """Return the prior as a tree of arrays, in the units of a frame.
+
+        Raises
+        ------
+        ValueError
+            On fields that this kind of mixture has no use for, or of a wrong shape.
+        """
+
+    @abstractmethod
+    def log_prior(self, prior: Any) -> jax.Array:
+        """Return the log-density of a resolved prior, nats, up to a constant of the frame's."""
 
     @abstractmethod
     def with_floor(self, floor: Any) -> Self:
         """Return the nearest mixture that keeps the floor; the identity on one that does."""
 
     @abstractmethod
-    def restart(self, rng_key: Key, rows: jax.Array, row_weights: jax.Array) -> Self:
-        """Return a fresh start from k-means++ of encoded rows."""
+    def blank(self) -> Self:
+        """Return a mixture of the same shapes whose components are all alike."""
 
-    def standardizer(
-        self, rows: np.ndarray, row_weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    def restart(self, rng_key: Key, chunks: Chunks, careful: bool = True) -> Self:
+        """Return a fresh start: the mixture that fits the clusters of rows best.
+
+        Parameters
+        ----------
+        rng_key
+            A JAX random key.
+        chunks
+            Rows, in the frame of the model.
+        careful
+            Centres from k-means++; else rows drawn at random.
+        """
+        blank = self.blank()
+        site, kind = self.sites[self.data_sites[0]], self.weights.dtype
+        weights = chunks.weights.astype(kind)
+        whole = jax.vmap(lambda chunk: complete(encoded(site, chunk, kind), chunk.weights))(chunks)
+        flat = whole.reshape(weights.size, -1)
+        member = cluster(rng_key, flat, weights.reshape(-1), self.num_components, careful)
+        spread = self.start_spread
+        member = (1.0 - spread) * member + spread / self.num_components
+        shares = jnp.swapaxes(member.reshape(*weights.shape, -1), 1, 2) * weights[:, None]
+
+        def collect(part: tuple[Chunks, jax.Array]) -> Any:
+            chunk, share = part
+            return blank.moments(encoded(site, chunk, kind), share)
+
+        moments = sum_over(collect, (chunks, shares))
+        moments = jax.tree.map(lambda leaf: leaf.astype(kind), moments)
+        none = blank.resolve_prior(MixturePrior(), None)
+        none = jax.tree.map(lambda leaf: jnp.asarray(leaf, kind), none)
+        return blank.maximize(moments, self.start_floor, none)
+
+    def standardizer(self, rows: np.ndarray, row_weights: np.ndarray) -> Frame | None:
         """Return the shift and scale in which rows are best handled, or None for as they are."""
+        return None
+
+    def own_frame(self) -> Frame | None:
+        """Return the frame of data that follow this mixture, or None."""
         return None
 
     def affine(self, shift: Any, scale: Any) -> Self:
         """Return the law of ``(x - shift) / scale``; only for real data."""
         raise TypeError(f"the data of {type(self).__name__} have no scale")
 
-    def at_floor(self, floor: float) -> np.ndarray:
+    def least_floor(self, floor: float, kind: Any) -> float:
+        """Return the floor, or more where a floating type cannot hold it."""
+        return floor
+
+    def at_floor(self, floor: float, kind: Any) -> np.ndarray:
         """Return which components, ``(K,)``, are held up by the variance floor."""
         return np.zeros(self.num_components, dtype=bool)
+
+    def floats_per_row(self, partial: bool = False, fast: bool = False) -> int:
+        """Return how many numbers a row takes on its way through an E-step."""
+        site = self.sites[self.data_sites[0]]
+        return 3 * self.num_components + 2 * math.prod(site.encoded_shape)
+
+    def can_be_fast(self) -> bool:
+        """Whether ``fast`` makes a difference."""
+        return False
+
+    def magnitude(self, fast: int) -> jax.Array:
+        """Return the size, nats, of terms that cancel in fast scores; times eps: their error."""
+        return jnp.zeros((), self.weights.dtype)
+
+
+def complete(rows: Any, row_weights: jax.Array) -> jax.Array:
+    """Return encoded rows with missing units at the mean of what was seen in their column."""
+    if not isinstance(rows, PartialRows):
+        return rows
+    extra = rows.values.ndim - rows.seen.ndim
+    seen = rows.seen.reshape(*rows.seen.shape, *(1 for _ in range(extra)))
+    weights = row_weights.astype(seen.dtype).reshape(-1, *(1 for _ in range(seen.ndim - 1)))
+    mass = jnp.sum(weights * seen, axis=0)
+    mean = jnp.sum(weights * rows.values, axis=0) / jnp.where(mass > 0, mass, 1.0)
+    return rows.values + (1.0 - seen) * mean
 
 
 def component_site(weights: jax.Array) -> Site:
@@ -175,17 +306,22 @@ def random_weights(rng_key: Key, num_components: int) -> jax.Array:
     return jax.nn.softmax(logits)
 
 
-def start_responsibilities(
-    rng_key: Key, rows: jax.Array, row_weights: jax.Array, num_components: int, spread: float
-) -> jax.Array:
-    """Weighted one-hot memberships of k-means clusters, a share of them spread evenly."""
-    flat = rows.reshape(rows.shape[0], -1)
-    member = cluster(rng_key, flat, row_weights, num_components)
-    return row_weights[:, None] * ((1.0 - spread) * member + spread / num_components)
+def start_chunks(
+    rng_key: Key, rows: np.ndarray, row_weights: np.ndarray, model: Mixture, missing: bool = False
+) -> Chunks:
+    """Return rows for :meth:`Mixture.restart`: all of them, or as many as a start looks at."""
+    most = max(START_ROWS, 50 * model.num_components)
+    if len(rows) > most:
+        seed = int(jax.random.randint(rng_key, (), 0, np.iinfo(np.int32).max))
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(row_weights > 0))
+        rows, row_weights = rows[order[:most]], row_weights[order[:most]]
+    return arrange(rows, row_weights, 2048, missing)
 
 
-def start_rows(site: Site, name: str, data: Any, num_components: int) -> jax.Array:
-    """Return checked, encoded rows for a data-driven start.
+def start_rows(
+    site: Site, name: str, data: Any, num_components: int, missing: bool = False
+) -> np.ndarray:
+    """Return checked raw rows for a data-driven start.
 
     Raises
     ------
@@ -193,10 +329,31 @@ def start_rows(site: Site, name: str, data: Any, num_components: int) -> jax.Arr
         On a wrong shape, a value outside the support, or fewer rows than components.
     """
     rows = np.asarray(data)
-    site.check(name, rows)
+    site.check(name, rows, allow_nan=missing, nan_hint="to allow missing values, missing=True")
     if len(rows) < num_components:
         raise ValueError(f"{num_components} components need at least as many rows, got {len(rows)}")
-    return site.encode(rows)
+    return rows
+
+
+def first_start(
+    rng_key: Key, blank: Any, rows: np.ndarray, missing: bool, careful: bool = True
+) -> Any:
+    """Return a start from the clusters of rows that all count alike."""
+    missing = missing and bool(np.isnan(rows).any())
+    chunks = start_chunks(rng_key, rows, np.ones(len(rows)), blank, missing)
+    return restarted(rng_key, blank, chunks, careful=careful)
+
+
+@functools.partial(jax.jit, static_argnames=("careful",))
+def restarted(rng_key: Key, like: Any, chunks: Chunks, *, careful: bool) -> Any:
+    """Return :meth:`Mixture.restart`, compiled."""
+    return like.restart(rng_key, chunks, careful)
+
+
+@jax.jit
+def reframed(model: Any, shift: Any, scale: Any) -> Any:
+    """Return :meth:`Mixture.affine`, compiled."""
+    return model.affine(shift, scale)
 
 
 def require_components(num_components: Any) -> int:

@@ -199,7 +199,7 @@ class RBM(EnergyModel):
             left = jnp.sqrt(changes["visible_precision"])[:, None]
             right = jnp.sqrt(changes["hidden_precision"])
             norm = jnp.linalg.norm(self.weights / left / right, 2)
-            changes["weights"] = self.weights * jnp.minimum(1.0, 0.95 / norm)
+            changes["weights"] = self.weights * (0.95 / jnp.maximum(norm, 0.95))
         return replace(self, **changes) if changes else self
 
     @classmethod

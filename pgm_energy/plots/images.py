@@ -75,6 +75,14 @@ def as_images(values: Any, shape: tuple[int, int] | None, what: str) -> np.ndarr
     return values.reshape(len(values), *shape)
 
 
+def _grey_range(images: np.ndarray) -> dict[str, Any]:
+    """White and black: 0 and 1 (-1 and 1) for bits and probabilities, whatever is drawn."""
+    low, high = float(np.nanmin(images)), float(np.nanmax(images))
+    if not -1.0 <= low <= high <= 1.0:
+        return {}
+    return {"vmin": 0.0 if low >= 0.0 else -1.0, "vmax": 1.0}
+
+
 def plot_samples(
     images: Any,
     shape: tuple[int, int] | None = None,
@@ -113,7 +121,7 @@ def plot_samples(
     columns = min(num_columns, len(shown))
     size = (0.7 * columns + 0.3, 0.7 * -(-len(shown) // columns) + 0.6)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
-    show_grid(axis, shown, columns)
+    show_grid(axis, shown, columns, **_grey_range(shown))
     axis.set_title(f"{title} ({len(shown)} of {len(pictures)})", fontsize=11)
     return figure
 
@@ -160,6 +168,7 @@ def plot_filters(
     size = (0.75 * columns + 1.5, 0.75 * -(-len(filters) // columns) + 0.6)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     picture = show_grid(axis, filters, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.set_title(f"filters of {len(filters)} of {weights.shape[1]} hidden units", fontsize=11)
+    title = f"filters of {len(filters)} of {weights.shape[1]} hidden units, largest first"
+    axis.set_title(title, fontsize=11)
     figure.colorbar(picture, ax=axis, shrink=0.8).set_label("weight (nats)")
     return figure

@@ -94,6 +94,16 @@ class Site(ABC):
     def log_normalizer(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         """Return A(eta), nats, one value per unit (a single one where units are coupled)."""
 
+    def log_normalizer_change(
+        self,
+        eta: jax.Array,
+        new_eta: jax.Array,
+        precision: jax.Array | None = None,
+        new_precision: jax.Array | None = None,
+    ) -> jax.Array:
+        """Return A(new_eta) - A(eta), nats, shaped like :meth:`log_normalizer`."""
+        return self.log_normalizer(new_eta, new_precision) - self.log_normalizer(eta, precision)
+
     @abstractmethod
     def mean(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         """Return E[T(x)], shaped like ``eta``."""

@@ -28,6 +28,11 @@ class OneHot(NamedTuple):
     value: jax.Array
 
 
+def _tail_change(eta: jax.Array, new_eta: jax.Array) -> jax.Array:
+    """What softplus changes by beyond its corner; one logarithm, and no large numbers."""
+    return jnp.log((1.0 + jnp.exp(-jnp.abs(new_eta))) / (1.0 + jnp.exp(-jnp.abs(eta))))
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class Binary(Site):
     """Units with values 0 and 1; T(x) = x, A(eta) = softplus(eta), P(1) = sigmoid(eta).
@@ -54,6 +59,15 @@ class Binary(Site):
 
     def log_normalizer(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jax.nn.softplus(eta)
+
+    def log_normalizer_change(
+        self,
+        eta: jax.Array,
+        new_eta: jax.Array,
+        precision: jax.Array | None = None,
+        new_precision: jax.Array | None = None,
+    ) -> jax.Array:
+        return jnp.maximum(new_eta, 0.0) - jnp.maximum(eta, 0.0) + _tail_change(eta, new_eta)
 
     def mean(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jax.nn.sigmoid(eta)
@@ -102,6 +116,15 @@ class Spin(Site):
 
     def log_normalizer(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jnp.logaddexp(eta, -eta)
+
+    def log_normalizer_change(
+        self,
+        eta: jax.Array,
+        new_eta: jax.Array,
+        precision: jax.Array | None = None,
+        new_precision: jax.Array | None = None,
+    ) -> jax.Array:
+        return jnp.abs(new_eta) - jnp.abs(eta) + _tail_change(2.0 * eta, 2.0 * new_eta)
 
     def mean(self, eta: jax.Array, precision: jax.Array | None = None) -> jax.Array:
         return jnp.tanh(eta)

@@ -194,7 +194,7 @@ def _trend(values: np.ndarray, words: tuple[str, str], also: str) -> str:
     late, before = values[-quarter:], values[-2 * quarter : -quarter]
     gain, noise = late.mean() - before.mean(), max(late.std(), before.std(), 1e-9)
     if gain > noise:
-        return f", still {words[0]}: more epochs will help"
+        return f", still {words[0]}: more epochs may help (a schedule must be as long)"
     if gain < -noise:
         return f", {words[1]}: lower the learning rate{also}"
     return ", no longer changing: converged as far as this step size allows"

@@ -368,7 +368,7 @@ class MaximumLikelihood(_Objective):
     >>> import jax.numpy as jnp, optax, pgm_energy as pgm
     >>> machine = pgm.BoltzmannMachine(weights=jnp.zeros((2, 2)))
     >>> learner = pgm.MaximumLikelihood(optax.lbfgs())
-    >>> learner.losses(machine, {"v": jnp.array([[0, 1]])}).round(4).tolist()  # 2 log 2
+    >>> [round(float(x), 4) for x in learner.losses(machine, {"v": jnp.array([[0, 1]])})]  # 2 log 2
     [1.3863]
     """
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the table on screen, ``benchmarks.json`` and ``growth.png``."""
+"""``python -m benchmarks``: the table on screen, ``benchmarks.json`` and pictures of growth."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ import jax
 import typer
 from rich.console import Console
 
-from benchmarks import cases, growth, results, table
+from benchmarks import cases, growth, growth_learning, results, table
 from benchmarks.floors import measure_limits
 from benchmarks.results import Line
 from benchmarks.timing import Settings
 from pgm_energy._jobs import make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-GROWTH = "growth"
+GROWTH, GROWTH_LEARNING = "growth", "growth-learning"
+PICTURES = {
+    GROWTH: "Time of a sweep against units and against chains, log-log, with fitted exponents",
+    GROWTH_LEARNING: "Time of an EM step against rows and components, of an update of PCD against "
+    "hidden units and of annealing against chains, log-log, with fitted exponents",
+}
 
 
 def run(
@@ -77,7 +82,7 @@ def main(
     wrong or a row breaks, never because something is slow.
     """
     every = cases.all_cases()
-    names = [*every, GROWTH]
+    names = [*every, GROWTH, GROWTH_LEARNING]
     console = Console(width=None if sys.stdout.isatty() else 160)
     if show_list:
         console.print("\n".join(names))
@@ -99,18 +104,12 @@ def main(
         "settings": dataclasses.asdict(settings),
         "limits": dataclasses.asdict(limits),
         "lines": [line.to_json() for line in lines],
-        "growth": [],
     }
-    if not only or GROWTH in only:
-        start = time.perf_counter()
-        units = growth.UNITS[::2] if quick else growth.UNITS
-        chains = growth.CHAINS[::2] if quick else growth.CHAINS
-        curves = growth.measure(
-            settings, lambda text: console.print(text, highlight=False), units, chains
-        )
-        report["growth"] = [curve.to_json() for curve in curves]
-        growth.draw(curves, folder / "growth.png", f"{machine['processor']}, {machine['device']}")
-        console.print(f"growth: done in {time.perf_counter() - start:.0f} s", highlight=False)
+    wanted = [name for name in (GROWTH, GROWTH_LEARNING) if not only or name in only]
+    where = f"{machine['processor']}, {machine['device']}"
+    report["growth"] = [
+        curve.to_json() for name in wanted for curve in grow(name, settings, console, folder, where)
+    ]
     (folder / "benchmarks.json").write_text(json.dumps(report, indent=1) + "\n")
     if lines:
         where = f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"
@@ -123,12 +122,35 @@ def main(
         sys.exit(1)
 
 
+def grow(
+    name: str, settings: Settings, console: Console, folder: Path, where: str
+) -> list[growth.Curve]:
+    """Measure the curves of a name, and draw them."""
+    start = time.perf_counter()
+
+    def tell(text: str) -> None:
+        console.print(text, highlight=False)
+
+    every = 2 if settings.quick else 1
+    if name == GROWTH:
+        curves = growth.measure(settings, tell, growth.UNITS[::every], growth.CHAINS[::every])
+        growth.draw(curves, folder / f"{name}.png", where)
+    else:
+        curves = growth_learning.measure(settings, tell, every=every)
+        growth.draw(curves, folder / f"{name}.png", where, "step, update or beta")
+    tell(f"{name}: done in {time.perf_counter() - start:.0f} s")
+    return curves
+
+
 def to_docs(lines: list[Line], report: dict[str, Any], folder: Path) -> None:
     """Write a run into the documentation: CPU and accelerator each have a section."""
     name = "cpu" if report["machine"]["backend"] == "cpu" else "accelerator"
-    picture = ROOT / "docs" / "_static" / f"growth-{name}.png"
-    picture.write_bytes((folder / "growth.png").read_bytes())
-    text = table.section(lines, report, f"_static/{picture.name}")
+    pictures = {}
+    for kind, what in PICTURES.items():
+        picture = ROOT / "docs" / "_static" / f"{kind}-{name}.png"
+        picture.write_bytes((folder / f"{kind}.png").read_bytes())
+        pictures[f"_static/{picture.name}"] = what
+    text = table.section(lines, report, pictures)
     table.write_section(ROOT / "docs" / "performance.md", name, text)
 
 

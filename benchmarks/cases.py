@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import pgm_energy as pgm
 from benchmarks import floors, models, ours, peers, single
+from benchmarks.annealing import AnnealingRace
+from benchmarks.contrastive import EpochRace
+from benchmarks.em import em_cases
 from benchmarks.races import Other, SweepRace
 from benchmarks.results import Line, Target
 from benchmarks.timing import Settings
@@ -188,5 +191,8 @@ def all_cases() -> dict[str, Case]:
         single.Decisions(),
         clusters(128, 8),
         single.TwinNUTS(),
+        EpochRace(),
+        *em_cases(),
+        AnnealingRace(),
     ]
     return {case.name: case for case in cases}  # type: ignore[union-attr]

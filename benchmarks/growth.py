@@ -13,7 +13,7 @@ import numpy as np
 import pgm_energy as pgm
 from benchmarks import models
 from benchmarks.ours import PureSweep
-from benchmarks.timing import Settings, race
+from benchmarks.timing import Runner, Settings, race
 
 UNITS = (64, 128, 256, 512, 1024, 2048, 4096)
 CHAINS = (1, 4, 16, 64, 256, 1024, 4096)
@@ -66,29 +66,47 @@ def measure(
     chains: tuple[int, ...] = CHAINS,
     families: dict[str, Callable[[int], pgm.EnergyModel]] | None = None,
 ) -> list[Curve]:
-    """Time every family against both axes; few short rounds each, since a slope is wanted."""
-    settings = dataclasses.replace(settings, rounds=3, min_seconds=0.02)
+    """Time every family against both axes."""
     curves = []
     for family, make in (FAMILIES if families is None else families).items():
-        for axis, sizes in (("units", units), ("chains", chains)):
-            seconds = []
-            for size in sizes:
-                model = make(size if axis == "units" else FIXED_UNITS)
-                runner = PureSweep(model, FIXED_CHAINS if axis == "units" else size, settings.seed)
-                seconds.append(race({"ours": runner}, settings)["ours"].spread.median)
-            fixed = f"{FIXED_CHAINS} chains" if axis == "units" else f"{FIXED_UNITS} units"
-            curves.append(Curve(family, axis, fixed, list(sizes), seconds))
-            report(f"{family} against {axis}: exponent {curves[-1].exponent:.2f}")
+
+        def of_units(size: int, make: Any = make) -> Runner:
+            return PureSweep(make(size), FIXED_CHAINS, settings.seed)
+
+        def of_chains(size: int, make: Any = make) -> Runner:
+            return PureSweep(make(FIXED_UNITS), size, settings.seed)
+
+        for axis, sizes, fixed, runner in (
+            ("units", units, f"{FIXED_CHAINS} chains", of_units),
+            ("chains", chains, f"{FIXED_UNITS} units", of_chains),
+        ):
+            bare = Curve(family, axis, fixed, list(sizes), [])
+            curves.append(time_curve(bare, runner, settings, report))
     return curves
 
 
-def draw(curves: list[Curve], path: Path, title: str) -> None:
-    """Write the picture."""
+def time_curve(
+    bare: Curve,
+    make: Callable[[int], Runner],
+    settings: Settings,
+    report: Callable[[str], None],
+) -> Curve:
+    """Return a curve with its times: few short rounds per size, since a slope is wanted."""
+    settings = dataclasses.replace(settings, rounds=3, min_seconds=0.02)
+    seconds = [race({"ours": make(size)}, settings)["ours"].spread.median for size in bare.sizes]
+    curve = dataclasses.replace(bare, seconds=seconds)
+    report(f"{curve.family} against {curve.axis}: exponent {curve.exponent:.2f}")
+    return curve
+
+
+def draw(curves: list[Curve], path: Path, title: str, of_what: str = "sweep of all chains") -> None:
+    """Write the picture: a panel for each axis."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, axis in zip(panels, ("units", "chains"), strict=True):
+    axes = list(dict.fromkeys(curve.axis for curve in curves))
+    figure = Figure(figsize=(5 * len(axes), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=True):
         some = [curve for curve in curves if curve.axis == axis]
         for curve, marker in zip(some, itertools.cycle("osD^v"), strict=False):
             panel.loglog(
@@ -97,13 +115,10 @@ def draw(curves: list[Curve], path: Path, title: str) -> None:
                 marker=marker,
                 label=f"{curve.family}: exponent {curve.exponent:.2f}",
             )
-        panel.set_xlabel(f"{axis} ({some[0].fixed})" if some else axis)
+        panel.set_xlabel(f"{axis} ({some[0].fixed})")
         panel.set_xscale("log", base=2)
         panel.grid(visible=True, alpha=0.3)
-        if some:
-            panel.legend(
-                fontsize="small", title="fitted to the larger half", title_fontsize="small"
-            )
-    panels[0].set_ylabel("time of one sweep of all chains (µs)")
+        panel.legend(fontsize="small", title="fitted to the larger half", title_fontsize="small")
+    panels[0].set_ylabel(f"time of one {of_what} (µs)")
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=110)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,8 @@ def _si(value: float) -> str:
 # ---- documentation ------------------------------------------------------------------------------
 
 
-def section(lines: Sequence[Line], report: dict[str, Any], picture: str | None) -> str:
-    """Return what a run writes into the documentation."""
+def section(lines: Sequence[Line], report: dict[str, Any], pictures: Mapping[str, str]) -> str:
+    """Return what a run writes into the documentation; pictures by address, with what they show."""
     machine, limits = report["machine"], report["limits"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     load = machine["load_before"]
@@ -146,11 +146,7 @@ def section(lines: Sequence[Line], report: dict[str, Any], picture: str | None) 
         "(`jax.random.bits`).",
         floors_markdown(lines, limits),
     ]
-    if picture is not None:
-        parts.append(
-            f"```{{image}} {picture}\n:alt: Time of a sweep against units and against chains, "
-            "log-log, with fitted exponents\n```"
-        )
+    parts += [f"```{{image}} {name}\n:alt: {what}\n```" for name, what in pictures.items()]
     return "\n\n".join(parts)
 
 

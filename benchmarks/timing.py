@@ -132,7 +132,12 @@ def _seconds(call: Callable[[int], float | None], seed: int) -> float:
 def calibrate(
     runner: Runner, settings: Settings, start: int = 4
 ) -> tuple[Callable[[int], float | None], int]:
-    """Return a prepared call that takes at least ``min_seconds``, and its number of sweeps."""
+    """Return a prepared call that takes at least ``min_seconds``, and its number of sweeps.
+
+    One sweep, untried, if no time is asked for: for what is long enough by itself.
+    """
+    if settings.min_seconds == 0.0:
+        return runner.prepare(1), 1
     num = start
     while True:
         call = runner.prepare(num)

@@ -14,7 +14,22 @@ import pytest
 from rich.console import Console
 
 import pgm_energy as pgm
-from benchmarks import cases, gate, growth, models, ours, peers, races, results, single, table
+from benchmarks import (
+    annealing,
+    cases,
+    contrastive,
+    em,
+    gate,
+    growth,
+    growth_learning,
+    models,
+    ours,
+    peers,
+    races,
+    results,
+    single,
+    table,
+)
 from benchmarks.__main__ import run
 from benchmarks.timing import Scan, Settings, Spread, race, seconds_without_compiling
 
@@ -189,6 +204,50 @@ def test_growth_fits_the_exponent_of_the_larger_sizes(tmp_path):
     assert [len(one.seconds) for one in found] == [1, 2]
 
 
+def test_growth_of_learning_is_measured():
+    tiny = tuple(
+        dataclasses.replace(one, sizes=sizes)
+        for one, sizes in zip(
+            (growth_learning.GROWTHS[0], growth_learning.GROWTHS[-2]),
+            ((64, 128), (2,)),
+            strict=True,
+        )
+    )
+    found = growth_learning.measure(TINY, print, tiny)
+    assert [(one.axis, len(one.seconds)) for one in found] == [("rows", 2), ("hidden units", 1)]
+    assert min(second for one in found for second in one.seconds) > 0
+    names = {one.axis for one in growth_learning.GROWTHS}
+    assert names == {"rows", "components", "hidden units", "chains"}
+
+
+def test_em_is_held_against_the_likelihood_of_scikit_learn(monkeypatch):
+    case = em.EMRace(400, 2, 2, "full", results.Target(1e-9, ">="))
+    (line,) = case(dataclasses.replace(TINY, quick=False))
+    assert line.verdict == "reached", line.problem
+    assert line.ours is not None
+
+    class Ends(em.Ours):
+        """One that stops before it is done."""
+
+        def prepare(self, num_sweeps):
+            return super().prepare(1)
+
+    monkeypatch.setattr(em, "Ours", Ends)
+    (line,) = case(dataclasses.replace(TINY, quick=False))
+    assert line.verdict == "wrong"
+    assert line.ours is None
+
+
+def test_pcd_that_does_not_learn_is_not_timed(monkeypatch):
+    assert "of the truth" in contrastive.check(TINY)
+    monkeypatch.setattr(
+        contrastive, "check", lambda settings, whole=contrastive.check: whole(settings, -0.1)
+    )
+    lines, right = run({"epoch": contrastive.EpochRace()}, TINY, Console(quiet=True))
+    assert not right
+    assert [line.verdict for line in lines] == ["wrong"]
+
+
 def test_targets_are_judged_from_the_right_side():
     line = results.Line(
         "a",
@@ -218,6 +277,8 @@ def test_the_documentation_has_its_markers(tmp_path):
 def test_rows_have_the_names_that_the_command_takes():
     every = cases.all_cases()
     assert {"rbm-784x500-64", "ising-1024-1", "first-draw", "mcmc-loop"} <= set(every)
+    assert {"em-full-16", "em-full-32", "em-diag-16", "pcd-784x256-128"} <= set(every)
+    assert isinstance(every["ais-784x500-100"], annealing.AnnealingRace)
     assert isinstance(every["schedule"], single.ScheduleTime)
     assert all(name == case.name for name, case in every.items())
 

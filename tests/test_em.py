@@ -124,7 +124,8 @@ def test_likelihood_never_falls(kind, x64):
 @pytest.mark.parametrize("kind", ALL)
 def test_integer_weights_are_repeated_rows(kind):
     data = rows_of(kind, 40)
-    counts = np.random.default_rng(0).integers(0, 4, size=len(data))
+    drawn = np.random.default_rng(0).integers(len(data), size=len(data))  # as many: one program
+    counts = np.bincount(drawn, minlength=len(data))
     begin = start(kind, data)
     weighted = fit(begin, data, row_weights=counts, max_steps=15, tol=0.0)
     repeated = fit(begin, np.repeat(data, counts, axis=0), max_steps=15, tol=0.0)

@@ -218,7 +218,7 @@ def test_products_with_features_give_the_same_steps(kind, monkeypatch):
     used = []
     monkeypatch.setattr(batch, "advance", spy(batch.advance, used))
     fast = fit(begin, rows, max_steps=10, tol=0.0, num_restarts=2)
-    assert used == [2, 2]  # and it did not lose digits
+    assert used == [True, True]  # and it did not lose digits
     np.testing.assert_allclose(fast.history, careful.history, rtol=1e-6)
     assert fast.history[0] != careful.history[0]  # it did go another way
     for a, b in zip(jax.tree.leaves(fast.model), jax.tree.leaves(careful.model), strict=True):
@@ -244,8 +244,8 @@ def test_products_that_lose_digits_are_redone_with_care(monkeypatch):
     used = []
     monkeypatch.setattr(batch, "advance", spy(batch.advance, used))
     redone = fit(begin, rows, max_steps=10, tol=0.0)
-    assert used[0] == 2
-    assert used[-1] == 0
+    assert used[0]
+    assert not used[-1]
     assert redone.log_likelihood == pytest.approx(careful.log_likelihood, rel=1e-6)
 
 

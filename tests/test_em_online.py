@@ -144,24 +144,28 @@ def test_misunderstandings_are_refused():
 # ---- criteria -----------------------------------------------------------------------------------
 
 
-@pytest.mark.x64
-@pytest.mark.parametrize("kind", KINDS)
-def test_criteria_are_those_of_scikit_learn(kind):
-    data = load_iris().data
-    begin = start(kind, data, 3)
-    result = fit(begin, data, max_steps=500, tol=1e-12)
-    covariances = np.asarray(begin.covariances)
-    precisions = np.linalg.inv(covariances) if kind in ("full", "tied") else 1 / covariances
-    peer = Peer(
-        3,
+def peer_from(begin, data):
+    """What scikit-learn finds from the same start."""
+    kind, covariances = begin.covariance_type, np.asarray(begin.covariances)
+    return Peer(
+        begin.num_components,
         covariance_type=kind,
         tol=1e-13,
         reg_covar=0.0,
         max_iter=1000,
         weights_init=np.asarray(begin.weights) / np.asarray(begin.weights).sum(),
         means_init=np.asarray(begin.means),
-        precisions_init=precisions,
+        precisions_init=np.linalg.inv(covariances) if kind in ("full", "tied") else 1 / covariances,
     ).fit(data)
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize("kind", KINDS)
+def test_criteria_are_those_of_scikit_learn(kind):
+    data = load_iris().data
+    begin = start(kind, data, 3)
+    result = fit(begin, data, max_steps=500, tol=1e-12)
+    peer = peer_from(begin, data)
     assert result.aic == pytest.approx(peer.aic(data), abs=1e-3)
     assert result.bic == pytest.approx(peer.bic(data), abs=1e-3)
     share = peer.predict_proba(data)
@@ -187,18 +191,7 @@ def test_wine_reaches_what_scikit_learn_finds(kind):
     data = load_wine().data
     begin = start(kind, data, 3)
     result = fit(begin, data, max_steps=1000, tol=1e-12)
-    covariances = np.asarray(begin.covariances)
-    precisions = np.linalg.inv(covariances) if kind in ("full", "tied") else 1 / covariances
-    peer = Peer(
-        3,
-        covariance_type=kind,
-        tol=1e-12,
-        reg_covar=0.0,
-        max_iter=1000,
-        weights_init=np.asarray(begin.weights) / np.asarray(begin.weights).sum(),
-        means_init=np.asarray(begin.means),
-        precisions_init=precisions,
-    ).fit(data)
+    peer = peer_from(begin, data)
     assert result.log_likelihood == pytest.approx(peer.score(data) * len(data), abs=1e-3)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 __all__ = [
     "covariance_shape",
+    "inverse_factors",
     "nearest_covariances",
     "raise_floor",
     "require_positive",
@@ -88,15 +89,21 @@ def standardizer(
         If nothing was seen in a column.
     """
     rows = np.asarray(rows, dtype=np.float64)
-    seen = ~np.isnan(rows) * row_weights[:, None]
-    mass = seen.sum(axis=0)
-    if not mass.all():
-        raise ValueError(
-            f"column {int(np.argmin(mass))} is missing in every row: leave that column out"
-        )
-    filled = np.where(np.isnan(rows), 0.0, rows)
-    shift = (seen * filled).sum(axis=0) / mass
-    variance = (seen * (filled - shift) ** 2).sum(axis=0) / mass
+    gone = np.isnan(rows)
+    if gone.any():
+        seen = ~gone * row_weights[:, None]
+        mass = seen.sum(axis=0)
+        if not mass.all():
+            raise ValueError(
+                f"column {int(np.argmin(mass))} is missing in every row: leave that column out"
+            )
+        filled = np.where(gone, 0.0, rows)
+        shift = (seen * filled).sum(axis=0) / mass
+        variance = (seen * (filled - shift) ** 2).sum(axis=0) / mass
+    else:  # the same by two products
+        mass = row_weights.sum()
+        shift = row_weights @ rows / mass
+        variance = row_weights @ (rows - shift) ** 2 / mass
     # what rounding leaves of a constant column is no variance
     variance[variance <= (1e-12 * np.abs(shift)) ** 2] = 0.0
     moving = variance > 0
@@ -110,12 +117,41 @@ def raise_floor(moments: jax.Array, floor: Any, matrices: bool) -> jax.Array:
     """Return the covariance of largest likelihood with no variance below the floor."""
     if not matrices:
         return jnp.maximum(moments, floor)
+    floor = jnp.asarray(floor, moments.dtype)
     moments = 0.5 * (moments + jnp.swapaxes(moments, -1, -2))
-    values, vectors = jnp.linalg.eigh(moments)
-    raised = (vectors * jnp.maximum(values, floor)[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
-    raised = 0.5 * (raised + jnp.swapaxes(raised, -1, -2))
-    # untouched where nothing is below the floor: not even the rounding of a decomposition
-    return jnp.where((values[..., 0] >= floor)[..., None, None], moments, raised)
+    above = jnp.linalg.cholesky(moments - floor * jnp.eye(moments.shape[-1], dtype=moments.dtype))
+    doubtful = ~jnp.all(jnp.isfinite(above))
+
+    def decompose(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # of the state: what does not depend on it is moved out of the loop, and always done
+        doubtful, given = state
+        values, vectors = jnp.linalg.eigh(given)
+        high = jnp.maximum(values, floor)[..., None, :]
+        raised = (vectors * high) @ jnp.swapaxes(vectors, -1, -2)
+        raised = 0.5 * (raised + jnp.swapaxes(raised, -1, -2))
+        # untouched where nothing is below the floor: not even the rounding of a decomposition
+        good = (values[..., 0] >= floor)[..., None, None]
+        return jnp.zeros_like(doubtful), jnp.where(good, given, raised)
+
+    # at most once, and under vmap not at all unless one start needs it, as a cond would not do:
+    # decompositions take many times as long as Cholesky factors
+    return jax.lax.while_loop(lambda state: state[0], decompose, (doubtful, moments))[1]
+
+
+def inverse_factors(factors: jax.Array) -> jax.Array:
+    """Return the inverses of lower triangular matrices ``(K, D, D)``.
+
+    By rows, for all of them at once. LAPACK's solver wakes threads for each matrix from 32 columns
+    on, which takes longer than the work, on a busy machine a hundred times longer.
+    """
+    eye = jnp.eye(factors.shape[-1], dtype=factors.dtype)
+    diagonal = jnp.diagonal(factors, axis1=1, axis2=2)
+
+    def solve(row: jax.Array, inverses: jax.Array) -> jax.Array:
+        known = jnp.einsum("kj,kji->ki", factors[:, row], inverses)
+        return inverses.at[:, row].set((eye[row] - known) / diagonal[:, row, None])
+
+    return jax.lax.fori_loop(0, len(eye), solve, jnp.zeros_like(factors))
 
 
 def nearest_covariances(covariances: jax.Array, matrices: bool) -> jax.Array:

@@ -14,6 +14,7 @@ from pgm_energy._struct import Key, Parameter, is_concrete, replace, static, str
 from pgm_energy.models import normal_moments, normal_prior, normal_products
 from pgm_energy.models.covariances import (
     covariance_shape,
+    inverse_factors,
     nearest_covariances,
     raise_floor,
     require_positive,
@@ -175,22 +176,21 @@ class GaussianMixture(Mixture):
 
     def _normals(self) -> Normals:
         """The components as an E-step needs them."""
-        covariances, whiteners = self.covariances, self._whiteners()
+        covariances, factors = self.covariances, self._factors()
         if self.covariance_type == "tied":
-            covariances, whiteners = covariances[None], whiteners[None]
+            covariances, factors = covariances[None], factors[None]
         elif self.covariance_type == "spherical":
             shape = self.means.shape
             covariances = jnp.broadcast_to(covariances[:, None], shape)
-            whiteners = jnp.broadcast_to(whiteners, shape)
+            factors = jnp.broadcast_to(factors, shape)
+        whiteners = inverse_factors(factors) if self._has_matrices else 1.0 / factors
         return Normals(self.log_weights, self.means, covariances, whiteners)
 
-    def scores(self, rows: Any, fast: int = 0) -> jax.Array:
+    def scores(self, rows: Any, fast: bool = False) -> jax.Array:
         """Return log w_k + log p_k(x), nats, ``(K, N)``."""
-        if fast:
-            return normal_products.scores(self._normals(), rows, fast > 1)
-        return normal_moments.scores(self._normals(), rows)
+        return (normal_products if fast else normal_moments).scores(self._normals(), rows)
 
-    def moments(self, rows: Any, share: jax.Array, fast: int = 0) -> NormalMoments:
+    def moments(self, rows: Any, share: jax.Array, fast: bool = False) -> NormalMoments:
         """Return masses, sums and sums of squares, about the means (``fast``: the origin)."""
         return (normal_products if fast else normal_moments).moments(self._normals(), rows, share)
 
@@ -229,9 +229,9 @@ class GaussianMixture(Mixture):
         """Whether there are few enough columns for products with their squares."""
         return self.means.shape[1] <= normal_products.MAX_COLUMNS
 
-    def magnitude(self, fast: int) -> jax.Array:
+    def magnitude(self) -> jax.Array:
         """Return the size, nats, of terms that cancel in fast scores."""
-        return normal_products.magnitude(self._normals(), fast > 1)
+        return normal_products.magnitude(self._normals())
 
     def floats_per_row(self, partial: bool = False, fast: bool = False) -> int:
         """Return how many numbers a row takes on its way through an E-step."""

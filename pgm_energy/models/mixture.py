@@ -70,7 +70,7 @@ class Mixture(EnergyModel):
         return self.scores(rows).T
 
     @abstractmethod
-    def scores(self, rows: Any, fast: int = 0) -> jax.Array:
+    def scores(self, rows: Any, fast: bool = False) -> jax.Array:
         """Return log w_k + log p_k(x), nats, of encoded rows: shape ``(K, N)``.
 
         Parameters
@@ -79,12 +79,11 @@ class Mixture(EnergyModel):
             Encoded rows ``(N, ...)``, or :class:`pgm_energy.models.chunks.PartialRows`, whose
             missing units are summed out.
         fast
-            1: use products that may lose digits; 2: ones that may lose more. See
-            :meth:`magnitude`.
+            Use products that may lose digits: see :meth:`magnitude`.
         """
 
     @abstractmethod
-    def moments(self, rows: Any, share: jax.Array, fast: int = 0) -> Any:
+    def moments(self, rows: Any, share: jax.Array, fast: bool = False) -> Any:
         """Return sums over rows that the M-step needs: a tree, linear in ``share``.
 
         Parameters
@@ -202,7 +201,7 @@ class Mixture(EnergyModel):
         """Whether ``fast`` makes a difference."""
         return False
 
-    def magnitude(self, fast: int) -> jax.Array:
+    def magnitude(self) -> jax.Array:
         """Return the size, nats, of terms that cancel in fast scores; times eps: their error."""
         return jnp.zeros((), self.weights.dtype)
 

@@ -180,8 +180,8 @@ class EM:
         """Run all starts, a compiled block of steps at a time; whether somebody interrupted."""
         model, number = task.start, self.num_restarts
         work = number * model.num_components * task.rows.size
-        fast = 2 if not task.missing and model.can_be_fast() and work >= _FAST_WORK else 0
-        size = self.chunk_size or rows_per_chunk(model, number, task.kind, task.missing, fast > 0)
+        fast = not task.missing and model.can_be_fast() and work >= _FAST_WORK
+        size = self.chunk_size or rows_per_chunk(model, number, task.kind, task.missing, fast)
         chunks = task.chunks(min(size, len(task.rows)))
         floor = np.asarray(model.least_floor(self.floor, task.kind))
         tol = np.asarray(float(self.tol))
@@ -194,7 +194,7 @@ class EM:
                 until = np.asarray(min(looked + ahead, self.max_steps + 1), np.int32)
                 new = advance(starts, chunks, prior, tol, floor, until, fast=fast)
                 if fast and _lost_digits(new, task.kind):
-                    fast -= 1
+                    fast = False
                     # what comes next is not to be compared with what had another rounding
                     starts = starts._replace(objective=np.full(number, -np.inf))
                     continue

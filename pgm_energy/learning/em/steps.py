@@ -74,7 +74,7 @@ class Start(NamedTuple):
     converged: Any
 
 
-def expect(model: Mixture, chunks: Chunks, fast: int = 0) -> Expectation:
+def expect(model: Mixture, chunks: Chunks, fast: bool = False) -> Expectation:
     """Return the sums of an E-step, one chunk of rows after another.
 
     Rows are handled in the floating type of their weights, sums in the widest that is on.
@@ -147,7 +147,7 @@ def advance(
     floor: Any,
     until: Any,
     *,
-    fast: int,
+    fast: bool,
 ) -> Start:
     """Return stacked starts after looking at mixtures up to number ``until``, or convergence."""
     eps = jnp.finfo(chunks.weights.dtype).eps
@@ -175,7 +175,7 @@ def advance(
             found.entropy,
             start.history.at[start.looked].set(objective),
             jnp.maximum(start.worst_fall, fall),
-            jnp.maximum(start.magnitude, model.magnitude(fast)) if fast else start.magnitude,
+            jnp.maximum(start.magnitude, model.magnitude()) if fast else start.magnitude,
             start.looked + 1,
             converged,
         )

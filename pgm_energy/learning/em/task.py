@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._data import as_rows
+from pgm_energy._data import as_rows, check_weights
 from pgm_energy.models.chunks import Chunks, arrange
 from pgm_energy.models.mixture import Frame, Mixture, reframed
 
-__all__ = ["Task", "check_mixture", "check_weights", "prepare", "rows_per_chunk"]
+__all__ = ["Task", "check_mixture", "prepare", "rows_per_chunk"]
 
 #: What a chunk of rows may take on its way through an E-step: on a CPU, what its cache holds.
-_BYTES = {"cpu": 2**21}
+_BYTES = {"cpu": 2**22}
 _BYTES_ELSEWHERE = 2**28
 
 
@@ -75,30 +75,6 @@ def check_mixture(model: Any) -> None:
         )
 
 
-def check_weights(row_weights: Any, count: int) -> np.ndarray:
-    """Return weights of rows in float64; ones unless given.
-
-    Raises
-    ------
-    ValueError
-        On weights that are negative, not finite, all zero, or of another number than the rows.
-    """
-    if row_weights is None:
-        return np.ones(count)
-    weights = np.asarray(row_weights, dtype=np.float64)
-    if weights.shape != (count,):
-        raise ValueError(f"row_weights must have shape ({count},), got {weights.shape}")
-    bad = ~np.isfinite(weights) | (weights < 0)
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(
-            f"row_weights must be finite and not negative, got {weights[row]} at row {row}"
-        )
-    if not weights.any():
-        raise ValueError("row_weights are all zero: no row is left to learn from")
-    return weights
-
-
 def check_table(model: Mixture, data: Any, missing: bool, name: str = "data") -> np.ndarray:
     """Return raw rows ``(N, D)`` of a mixture's data site, real ones as they came."""
     checked = as_rows(model, data, name=name, allow_missing=missing)
@@ -125,6 +101,7 @@ def prepare(model: Mixture, data: Any, row_weights: Any, missing: bool) -> Task:
             f"{model.num_components} components need at least as many rows of positive weight, "
             f"got {used}"
         )
+    gone = table.dtype.kind == "f" and bool(np.isnan(table).any())
     frame, offset = model.standardizer(table, weights), 0.0
     rows = table
     with jax.enable_x64(True):
@@ -133,8 +110,8 @@ def prepare(model: Mixture, data: Any, row_weights: Any, missing: bool) -> Task:
             shift, scale = frame
             rows = ((table - shift) / scale).astype(kind)
             start = reframed(start, shift, scale)
-            offset = -float((weights[:, None] * ~np.isnan(table) * np.log(scale)).sum())
-    gone = table.dtype.kind == "f" and bool(np.isnan(table).any())
+            seen = weights @ ~np.isnan(table) if gone else weights.sum()
+            offset = -float((seen * np.log(scale)).sum())
     return Task(rows, weights.astype(kind), start, frame, offset, gone, kind)
 
 

@@ -74,6 +74,11 @@ def scan_units(body: Body, constants: Any, carry: Any, xs: Any) -> tuple[Any, An
     constants, carry, xs
         Trees of arrays; ``xs`` with the scanned axis first.
 
+    Raises
+    ------
+    ValueError
+        If the body closes over an array that is mapped.
+
     Notes
     -----
     Like :func:`with_chains_last`, but the body stays one of a single configuration: it is mapped
@@ -91,8 +96,22 @@ def scan_units(body: Body, constants: Any, carry: Any, xs: Any) -> tuple[Any, An
         )
         return jax.tree.leaves(new), y
 
-    leaves, ys = _scan(flat_body, constant_leaves, carry_leaves, x_leaves)
+    try:
+        leaves, ys = _scan(flat_body, constant_leaves, carry_leaves, x_leaves)
+    except AssertionError as error:  # all that custom_vmap says of a mapped array it was not given
+        if not _closes_over_traced(flat_body, constant_leaves, carry_leaves, x_leaves):
+            raise
+        raise ValueError(
+            "the energy of a model reads an array that jax.vmap maps, but that is no part of the "
+            "model: make it a field of the model, and map over the model instead"
+        ) from error
     return jax.tree.unflatten(carry_tree, leaves), ys
+
+
+def _closes_over_traced(body: Body, constants: list[Any], carry: list[Any], xs: list[Any]) -> bool:
+    rows = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in xs]
+    consts = jax.make_jaxpr(body)(constants, carry, rows).consts
+    return any(isinstance(const, jax.core.Tracer) for const in consts)
 
 
 def _scan(

@@ -11,7 +11,7 @@ import numpy as np
 from pgm_energy.energy import EnergyModel
 from pgm_energy.sites import Binary, Site
 
-__all__ = ["as_rows", "encode_rows", "site_rows"]
+__all__ = ["as_rows", "check_weights", "encode_rows", "site_rows"]
 
 
 def as_rows(
@@ -149,3 +149,27 @@ def _place(column: list[int]) -> str:
 def encode_rows(model: EnergyModel, rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return T(x) of checked rows, by data site."""
     return {key: model.sites[key].encode(value) for key, value in rows.items()}
+
+
+def check_weights(row_weights: Any, count: int) -> np.ndarray:
+    """Return weights of rows in float64, ``(count,)``; ones unless given.
+
+    Raises
+    ------
+    ValueError
+        On weights that are negative, not finite, all zero, or of another number than the rows.
+    """
+    if row_weights is None:
+        return np.ones(count)
+    weights = np.asarray(row_weights, dtype=np.float64)
+    if weights.shape != (count,):
+        raise ValueError(f"row_weights must have shape ({count},), got {weights.shape}")
+    bad = ~np.isfinite(weights) | (weights < 0)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"row_weights must be finite and not negative, got {weights[row]} at row {row}"
+        )
+    if not weights.any():
+        raise ValueError("row_weights are all zero: no row is left to learn from")
+    return weights

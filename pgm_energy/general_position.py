@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,24 @@ def _is_finite_somewhere(model: EnergyModel) -> bool:
     values = {}
     for name, site in model.sites.items():
         shape = (16, *site.shape)
-        raw = rng.choice(site.states, shape) if site.is_discrete else rng.normal(size=shape)
-        values[name] = site.encode(raw)
-    energies = np.asarray(jax.vmap(lambda encoded: model.energy(**encoded))(values))
+        values[name] = (
+            rng.choice(site.states, shape) if site.is_discrete else rng.normal(size=shape)
+        )
+    energies = np.asarray(_energies(model, values))
     return bool(np.isfinite(energies).any() and not np.isnan(energies).any())
 
 
+@jax.jit
+def _energies(model: EnergyModel, values: Any) -> jax.Array:
+    return jax.vmap(lambda row: model.energy(**model.encode(row)))(values)
+
+
 def _normal(rng_key: Key, leaf: Any) -> jax.Array:
-    shape = jnp.shape(leaf)
+    return _scaled_normal(rng_key, jnp.shape(leaf))
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _scaled_normal(rng_key: Key, shape: tuple[int, ...]) -> jax.Array:
     scale = 1.0 / np.sqrt(max(shape)) if len(shape) > 1 else 1.0
     return scale * jax.random.normal(rng_key, shape, jnp.result_type(float))
 

@@ -42,7 +42,10 @@ Raw = dict[str, Any]
 @contextlib.contextmanager
 def eager_float64() -> Iterator[None]:
     """Evaluate at once and in float64, also while a caller is being traced."""
-    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+    # only then: it also takes the constants of jitted functions out, each compiled on its own
+    is_traced = isinstance(jnp.add(0, 0), jax.core.Tracer)
+    eager = jax.ensure_compile_time_eval() if is_traced else contextlib.nullcontext()
+    with eager, jax.enable_x64(True):
         yield
 
 

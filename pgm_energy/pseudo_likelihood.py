@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -31,6 +30,7 @@ __all__ = [
     "map_unit_logits",
     "minus_log_prob",
     "pseudo_log_likelihood",
+    "pseudo_losses",
     "unit_plans",
 ]
 
@@ -128,15 +128,40 @@ def pseudo_log_likelihood(model: EnergyModel, data: Any) -> np.ndarray:
     [-2.0794]
     """
     require_concrete(model, "pseudo_log_likelihood")
-    reduced, plans = unit_plans(model)
+    unit_plans(model)  # refuses eagerly
     rows = model_rows(model, data)
-    total = np.zeros(len(next(iter(rows.values()))))
+    with jax.enable_x64(True):
+        return -np.asarray(_compiled_losses(double(model), rows))
+
+
+def pseudo_losses(model: EnergyModel, rows: Any) -> jax.Array:
+    """Return minus the pseudo-log-likelihood of every row, nats, ``(N,)``.
+
+    Parameters
+    ----------
+    model
+        The energy model; may be traced, and differentiated with respect to.
+    rows
+        Checked raw values by data site, rows first.
+
+    Notes
+    -----
+    In the floating type of the model's parameters; cost as :func:`pseudo_log_likelihood`.
+    """
+    reduced, plans = unit_plans(model)
+    total = jnp.zeros(())
     for plan in plans:
         free = model.free_units(plan.name)
-        weight = np.ones(model.sites[plan.name].size) if free is None else free.reshape(-1) * 1.0
-        with jax.enable_x64(True):
-            total -= np.asarray(_row_sums(double(reduced), rows, weight, plan=plan))
+        weight = 1.0 if free is None else free.reshape(-1)
+
+        def loss(logits: jax.Array, weight: Any = weight) -> jax.Array:
+            return jnp.sum(weight * minus_log_prob(logits))
+
+        total = total + map_unit_logits(reduced, rows, plan, loss)
     return total
+
+
+_compiled_losses = jax.jit(pseudo_losses)
 
 
 def map_unit_logits(
@@ -172,11 +197,6 @@ def minus_log_prob(logits: jax.Array) -> jax.Array:
     """Return -log p(unit as it is given the rest), nats, ``(n,)``, from its logits."""
     padded = jnp.concatenate([jnp.zeros((logits.shape[0], 1), logits.dtype), logits], axis=1)
     return logsumexp(padded, axis=1)
-
-
-@functools.partial(jax.jit, static_argnames=("plan",))
-def _row_sums(model: EnergyModel, rows: Any, weight: Any, *, plan: UnitPlan) -> jax.Array:
-    return map_unit_logits(model, rows, plan, lambda x: jnp.sum(weight * minus_log_prob(x)))
 
 
 def _unit_logits(model: EnergyModel, values: Any, plan: UnitPlan) -> jax.Array:

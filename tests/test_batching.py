@@ -65,7 +65,7 @@ def axes(flags):
 @pytest.mark.parametrize("flags", subsets(["tree", "scale", "matrix", "start"]))
 def test_mapped_function_equals_vmap(flags):
     arguments = window_arguments([flags], CHAINS)
-    expected = jax.vmap(window, in_axes=axes(flags))(*arguments)
+    expected = jax.jit(jax.vmap(window, in_axes=axes(flags)))(*arguments)
     mine = jax.vmap(with_chains_last(window, FIXED), in_axes=axes(flags))
     assert_trees_close(jax.jit(mine)(*arguments), expected)
 
@@ -87,7 +87,8 @@ def test_mapped_twice_equals_vmap_twice(outer, inner):
         return jax.vmap(jax.vmap(function, in_axes=axes(inner)), in_axes=axes(outer))
 
     assert_trees_close(
-        jax.jit(twice(with_chains_last(window, FIXED)))(*arguments), twice(window)(*arguments)
+        jax.jit(twice(with_chains_last(window, FIXED)))(*arguments),
+        jax.jit(twice(window))(*arguments),
     )
 
 
@@ -340,3 +341,22 @@ def test_chains_and_models_mapped_together_equal_a_loop_draw_for_draw(rng_key):
             expected = alone(keys[c], {"v": values["v"][c]}, model)
             np.testing.assert_array_equal(found["v"][m, c], expected["v"])
     assert (np.asarray(found["v"][0]) != found["v"][1]).any()  # positive control
+
+
+def test_a_body_that_reads_a_mapped_array_is_refused():
+    """It would have to be a constant: custom_vmap itself only asserts."""
+
+    def one(level, xs):
+        return scan_units(lambda _, total, x: (total + level * x, x), None, jnp.zeros(()), xs)
+
+    assert one(jnp.float32(2.0), jnp.ones(3))[0] == 6.0
+    with pytest.raises(ValueError, match="make it a field of the model, and map over the model"):
+        jax.vmap(one, in_axes=(0, None))(jnp.arange(3.0), jnp.ones(3))
+
+
+def test_an_assertion_of_the_energy_itself_is_passed_on():
+    def checked(_, total, x):
+        raise AssertionError("mine")
+
+    with pytest.raises(AssertionError, match="mine"):
+        scan_units(checked, None, jnp.zeros(()), jnp.ones(3))

@@ -13,7 +13,7 @@ from pgm_energy.learning.centering import (
     fields_of,
     optimizer_step,
 )
-from pgm_energy.learning.contrastive import contrast
+from pgm_energy.learning.contrast import contrast
 from pgm_energy.learning.latents import sum_out
 from pgm_energy.learning.loop import check_rows, take
 

@@ -102,6 +102,16 @@ def test_a_resumed_run_is_the_undisturbed_one(learner, model, more, tmp_path):
         assert resumed.metrics["chain_energy"][-1] == pytest.approx(energies.mean(), abs=1e-5)
 
 
+def test_a_run_whose_chains_change_in_number_is_resumed(tmp_path):
+    """The checkpoint has other shapes than the run that it is read into begins with."""
+    learner = pgm.PCD(ADAM, num_chains=(2, 4), kernel=pgm.TemperedChains(num_replicas=2))
+    undisturbed = run(learner, num_epochs=3)
+    folder = interrupted(tmp_path, 3, learner=learner, num_epochs=3)
+    resumed = run(learner, num_epochs=3, checkpoint=folder, resume=True)
+    assert len(resumed.state.chains["v"]) == 4
+    assert_same(resumed, undisturbed)
+
+
 def train(folder):
     """A run slow enough to be killed."""
     pause = [lambda *_: time.sleep(0.02)]

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pgm_energy"
 #: Floors from the ground up. A module imports what lies on lower floors, and on its own as long
 #: as nothing goes round in circles; ``models`` and ``kernels`` do not know each other.
 FLOORS = [
-    {"_struct", "_guards", "_spin_distribution", "datasets"},
+    {"_struct", "_guards", "_spin_distribution", "_readers", "datasets"},
     {"_random", "_batching", "_interrupts", "_progress", "_tables"},
     {"sites"},
     {"natural", "configurations", "general_position", "numpyro_model"},

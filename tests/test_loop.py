@@ -236,6 +236,19 @@ def test_a_learning_rate_that_the_optimizer_tells_is_a_metric():
     assert "learning_rate" not in run().metrics
 
 
+@pytest.mark.parametrize("rate", [-0.1, 0.0])
+def test_a_learning_rate_that_teaches_nothing_is_refused(rate):
+    learner = pgm.PCD(optax.inject_hyperparams(optax.sgd)(learning_rate=rate), num_chains=8)
+    with pytest.raises(ValueError, match=f"optimizer must be positive, got {rate:g}"):
+        run(learner)
+
+
+def test_a_schedule_may_begin_at_zero():
+    rising = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.0, 0.1, 12))
+    metrics = run(pgm.PCD(rising, num_chains=8)).metrics
+    assert (np.diff(metrics["learning_rate"]) > 0).all()
+
+
 def test_what_stands_beside_the_bar(capsys):
     figures = {
         "gradient_norm": 1.0,

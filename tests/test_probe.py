@@ -10,6 +10,7 @@ import pytest
 from jax import Array
 
 import pgm_energy as pgm
+from pgm_energy.probe import eager_float64
 
 
 @pgm.struct
@@ -316,3 +317,32 @@ def test_exam_is_kept_for_new_parameters_of_the_same_structure():
     traced = len(calls)
     assert pgm.blocks(pgm.replace(model, parameters=jnp.zeros((6, 6)))) is first
     assert len(calls) == traced
+
+
+# ---- at once, and in float64 ---------------------------------------------------------------------
+
+
+def test_values_are_told_at_once_also_while_a_caller_is_traced():
+    seen = []
+
+    def caller(x):
+        with eager_float64():
+            seen.append(jnp.sin(jnp.ones(())))
+        return x
+
+    caller(1.0)
+    jax.jit(caller)(1.0)
+    assert [float(value) for value in seen] == [np.sin(1.0)] * 2
+    assert [value.dtype for value in seen] == [np.float64] * 2
+
+
+def test_constants_of_a_compiled_function_stay_in_it():
+    """Taken out, each would be compiled on its own: half of the time that a schedule takes."""
+
+    def scaled(x):
+        return x * jnp.sum(jnp.arange(3.0))
+
+    with eager_float64():
+        assert "iota" in str(jax.make_jaxpr(scaled)(1.0))
+    with jax.ensure_compile_time_eval():  # the test can tell
+        assert "iota" not in str(jax.make_jaxpr(scaled)(1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,13 @@ from pgm_energy.kernels.updates import share_moved, update
 from pgm_energy.natural import Natural, Values
 from pgm_energy.structure import Block, Blocks, Step, blocks, verify
 
-__all__ = ["GibbsInfo", "GibbsKernel", "gibbs_kernel", "random_configuration"]
+__all__ = [
+    "GibbsInfo",
+    "GibbsKernel",
+    "gibbs_kernel",
+    "random_configuration",
+    "random_configurations",
+]
 
 
 class GibbsInfo(NamedTuple):
@@ -192,3 +199,10 @@ def random_configuration(rng_key: Key, model: EnergyModel) -> dict[str, jax.Arra
     for key, (name, site) in zip(keys, sites.items(), strict=True):
         values[name] = site.cast(site.sample(key, jnp.zeros(site.encoded_shape)))
     return values
+
+
+@functools.partial(jax.jit, static_argnames=("count",))
+def random_configurations(rng_key: Key, model: EnergyModel, count: int) -> dict[str, jax.Array]:
+    """Return so many of them, ``(count, ...)`` by site."""
+    keys = jax.random.split(rng_key, count)
+    return jax.vmap(lambda key: random_configuration(key, model))(keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import optax
 from pgm_energy._data import encode_rows
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.kernels.gibbs import random_configuration
+from pgm_energy.kernels.gibbs import random_configurations
 from pgm_energy.learning.centering import (
     centered_gradient,
     fields_of,
@@ -22,15 +22,16 @@ from pgm_energy.learning.centering import (
     moved_offsets,
     optimizer_step,
 )
+from pgm_energy.learning.contrast import mean_energy
 from pgm_energy.learning.counts import Count, count_at
 from pgm_energy.learning.equilibrium import correlation
 from pgm_energy.learning.latents import sum_out, sums_out
 from pgm_energy.learning.learner import GradientLearner
 from pgm_energy.learning.loop import Rows
-from pgm_energy.learning.negative import NegativePhase, chains_of
+from pgm_energy.learning.negative import NegativePhase, chains_of, swept
 from pgm_energy.learning.positive import drawn_sites, positive_phase
 
-__all__ = ["CD", "PCD", "ContrastiveState", "contrast", "mean_energy"]
+__all__ = ["CD", "PCD", "ContrastiveState"]
 
 Values = dict[str, jax.Array]
 #: Share of the newest batch in the running means of latent sites (Melchior et al. 2016).
@@ -74,50 +75,6 @@ class ContrastiveState(NamedTuple):
     offsets: Values
     fast: Any
     num_updates: jax.Array
-
-
-def contrast(
-    model: EnergyModel,
-    data: Mapping[str, Any],
-    weights: jax.Array,
-    chains: Mapping[str, Any],
-    chain_weights: jax.Array | None = None,
-) -> jax.Array:
-    """Return mean_data F - mean_chains F, nats: its gradient is that of the mean -log p(data).
-
-    Parameters
-    ----------
-    model
-        The energy model whose sites are those of ``data``: a free energy, or a model with its
-        latent sites drawn. Differentiate with respect to it.
-    data, chains
-        Encoded values by site, rows and chains first.
-    weights
-        Row weights.
-    chain_weights
-        Weights of the chains; all alike unless given.
-
-    Notes
-    -----
-    The gradient is exact where the chains are at equilibrium; the value is no likelihood.
-
-    References
-    ----------
-    L. Younes (1989), Parametric inference for imperfectly observed Gibbsian fields.
-    T. Tieleman (2008), Training restricted Boltzmann machines using approximations to the
-    likelihood gradient.
-    """
-    return mean_energy(model, data, weights) - mean_energy(model, chains, chain_weights)
-
-
-def mean_energy(
-    model: EnergyModel, values: Mapping[str, Any], weights: jax.Array | None = None
-) -> jax.Array:
-    """Return the weighted mean energy of encoded rows, nats; all count alike unless given."""
-    energies = jax.vmap(lambda row: model.energy(**row))(dict(values))
-    if weights is None:
-        return jnp.mean(energies)
-    return jnp.sum(weights / jnp.maximum(jnp.sum(weights), 1e-12) * energies)
 
 
 class _Contrastive(GradientLearner):
@@ -167,14 +124,13 @@ class _Contrastive(GradientLearner):
             count = count_at("num_chains", self.num_chains, 0)
             phase = chains_of(self.kernel)
             chains, walk = phase.init(chain_key, model, rows, count)
-            told = jax.eval_shape(phase.sweep, chain_key, chains, walk, model)[2]
+            told = swept.eval_shape(phase, chain_key, chains, walk, model)[2]
             if "energy" in told:
                 energies = jnp.zeros(count, told["energy"].dtype)
         latents: Values = {}
         drawn = drawn_sites(model, rows, self.positive)
         if drawn:
-            keys = jax.random.split(latent_key, rows.weights.shape[0])
-            start = jax.vmap(lambda key: random_configuration(key, model))(keys)
+            start = random_configurations(latent_key, model, rows.weights.shape[0])
             latents = {name: start[name] for name in drawn}
         fast: Any = ()
         if self.fast_learning_rate is not None:
@@ -293,10 +249,10 @@ class _Contrastive(GradientLearner):
         """Chains after all sweeps of an update, and the figures of the last one."""
         phase, num_sweeps = chains_of(self.kernel), count_at("num_sweeps", self.num_sweeps, 0)
         if num_sweeps == 1:  # outside of any loop, XLA shares products with the gradient
-            return phase.sweep(rng_key, chains, walk, model)
+            return swept(phase, rng_key, chains, walk, model)
 
         def sweep(carry: Any, key: jax.Array) -> Any:
-            chains, walk, figures = phase.sweep(key, carry[0], carry[1], model)
+            chains, walk, figures = swept(phase, key, carry[0], carry[1], model)
             return (chains, walk), figures
 
         keys = jax.random.split(rng_key, num_sweeps)

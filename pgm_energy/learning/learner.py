@@ -118,8 +118,9 @@ class GradientLearner(abc.ABC):
         Raises
         ------
         ValueError
-            On data, weights or counts that are not valid, a model that block Gibbs cannot
-            sample, or a checkpoint of a run with other data, batch size, learner or model.
+            On data, weights or counts that are not valid, a learning rate that is not positive
+            (where ``optax.inject_hyperparams`` shows it), a model that block Gibbs cannot sample,
+            or a checkpoint of a run with other data, batch size, learner or model.
         FileExistsError
             If ``checkpoint`` holds a run already and ``resume`` is False.
 
@@ -131,10 +132,21 @@ class GradientLearner(abc.ABC):
         is later than the checkpoint averaging begins anew, and otherwise goes on from where it
         began. Ctrl-C ends the run after the present epoch, a second one at once.
 
-        Metrics per epoch: ``pseudo_log_likelihood`` (nats per row), ``free_energy_gap``
-        (validation minus training, nats), ``reconstruction_error`` (mean square per unit),
-        ``gradient_norm``, ``chain_free_energy`` (nats). They look at up to 500 rows, the
-        pseudo-likelihood at fewer where rows are wide (40,000 units).
+        Metrics per epoch, those that apply to the learner, the model and the data:
+
+        - of up to 500 rows, those of ``validation`` if given: ``pseudo_log_likelihood`` (nats per
+          row; fewer rows where they are wide, 40,000 units in all) and ``reconstruction_error``
+          (mean square per unit); of both, ``free_energy_gap`` (validation minus training, nats);
+        - of the steps, their means: ``gradient_norm``; ``objective`` (of learners without
+          chains, in the objective's own unit), ``change`` (of a closed M-step),
+          ``mean_field_residual``; ``learning_rate``, where ``optax.inject_hyperparams`` shows it;
+        - of the chains after the epoch: ``chain_free_energy``, or ``chain_energy`` where hidden
+          units are drawn (nats); in standard deviations of it, ``chain_energy_gap`` (chains minus
+          data) and ``chain_drift`` (after 20 sweeps more at fixed parameters, from 32 chains on);
+          ``chain_autocorrelation`` (of their energies, from one update to the next);
+        - of replicas: ``swap_rate`` (of the worst pair); of :class:`TrajectoryChains` also
+          ``num_models``, ``rejected`` (share of the steps that were not taken) and
+          ``log_partition`` (nats).
 
         Examples
         --------
@@ -192,6 +204,7 @@ class GradientLearner(abc.ABC):
             callbacks=callbacks,
             on_invalid=on_invalid,
         )
+        _require_rate(run.learned.state)
         return run_epochs(run, store, resume, progress_bar)
 
     def _measurements(
@@ -200,3 +213,13 @@ class GradientLearner(abc.ABC):
         """Return the function that measures an epoch; refuse a model that cannot be learned."""
         blocks(model)  # verify eagerly, and say at once if it is slow
         return measurements(model, rows, held_out)
+
+
+def _require_rate(state: Any) -> None:
+    """Refuse a learning rate that is not positive, where the optimiser's state shows it."""
+    found = [value for _, value in optax.tree.get_all_with_path(state, "learning_rate")]
+    rates = [float(value) for value in found if isinstance(value, jax.Array) and value.ndim == 0]
+    is_scheduled = len(rates) < len(found)  # a schedule, which has a state, may begin at zero
+    for rate in rates:
+        if rate < 0 or (rate == 0 and not is_scheduled):
+            raise ValueError(f"the learning rate of the optimizer must be positive, got {rate:g}")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pgm_energy._data import as_rows
+from pgm_energy._data import as_rows, check_weights
 from pgm_energy._struct import Key
 from pgm_energy._tables import write_columns
 from pgm_energy.energy import EnergyModel
@@ -118,19 +118,7 @@ def check_rows(
     )
     values, known = _without_gaps(model, values, intensities) if missing else (values, None)
     count = len(next(iter(values.values())))
-    if row_weights is None:
-        weights = np.ones(count, dtype=np.float32)
-    else:
-        weights = np.asarray(row_weights, dtype=np.float32)
-        if weights.shape != (count,):
-            raise ValueError(f"row_weights must have shape ({count},), got {weights.shape}")
-        if not np.isfinite(weights).all() or (weights < 0).any():
-            bad = int(np.argmax(~np.isfinite(weights) | (weights < 0)))
-            raise ValueError(
-                f"row_weights must be finite and not negative, got {weights[bad]} at row {bad}"
-            )
-        if not weights.any():
-            raise ValueError("row_weights are all zero: no row is left to learn from")
+    weights = check_weights(row_weights, count).astype(np.float32)
     return Rows({k: jnp.asarray(v) for k, v in values.items()}, jnp.asarray(weights), known)
 
 

@@ -19,7 +19,7 @@ from pgm_energy.learning.equilibrium import trouble
 from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule, sum_out, sums_out
 from pgm_energy.learning.loop import Metrics, Rows
 from pgm_energy.natural import derive_natural_parameters
-from pgm_energy.pseudo_likelihood import pseudo_log_likelihood
+from pgm_energy.pseudo_likelihood import pseudo_losses, unit_plans
 from pgm_energy.structure import Blocks
 
 __all__ = ["explain", "in_words", "learning_rate", "measurements"]
@@ -42,6 +42,7 @@ def _figures(
     chains: Values,
     train: Values,
     other: Any,
+    scored: Any,
     *,
     schedule: Blocks,
     exact: bool,
@@ -62,6 +63,8 @@ def _figures(
             out["chain_drift"] = (jnp.mean(held) - jnp.mean(present)) / spread
     looked = as_raw(model, train if other is None else other)
     out["reconstruction_error"] = _reconstruction_error(error_key, model, schedule, looked)
+    if scored is not None:
+        out["pseudo_log_likelihood"] = -jnp.mean(pseudo_losses(model, scored))
     return out
 
 
@@ -114,17 +117,14 @@ def measurements(
         width = sum(model.sites[name].size for name in model.data_sites)
         num = int(np.clip(_NUM_UNITS // width, 50, _NUM_MEASURED))
         looked = as_raw(model, train if other is None else other)
-        scored = {name: np.asarray(value[:num]) for name, value in looked.items()}
+        scored = {name: value[:num] for name, value in looked.items()}
+        unit_plans(model)  # verified eagerly
 
     def measure(rng_key: Key, state: Any) -> dict[str, float]:
         out = _figures(
-            rng_key, state.model, state.chains, train, other, schedule=schedule, exact=exact
+            rng_key, state.model, state.chains, train, other, scored, schedule=schedule, exact=exact
         )
-        figures = {name: float(value) for name, value in out.items()}
-        if scored is not None:
-            scores = pseudo_log_likelihood(state.model, scored)
-            figures["pseudo_log_likelihood"] = float(scores.mean())
-        return figures
+        return {name: float(value) for name, value in jax.device_get(out).items()}
 
     return measure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from pgm_energy._checks import require_count
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
-from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
+from pgm_energy.kernels.gibbs import GibbsKernel, random_configurations
 from pgm_energy.kernels.tempering import (
     Replicas,
     TemperingKernel,
@@ -28,7 +29,7 @@ from pgm_energy.models.independent import Independent
 from pgm_energy.structure import blocks
 from pgm_energy.transforms import temper
 
-__all__ = ["KernelChains", "NegativePhase", "TemperedChains", "chains_of"]
+__all__ = ["KernelChains", "NegativePhase", "TemperedChains", "chains_of", "swept"]
 
 Values = dict[str, jax.Array]
 #: Share of the newest step in the running swap rates that the ladder is tuned by.
@@ -103,8 +104,7 @@ class KernelChains(NegativePhase):
         self, rng_key: Key, model: EnergyModel, rows: Rows, num_chains: int
     ) -> tuple[Values, Any]:
         """Return chains at independent random configurations."""
-        keys = jax.random.split(rng_key, num_chains)
-        return jax.vmap(lambda key: random_configuration(key, model))(keys), ()
+        return random_configurations(rng_key, model, num_chains), ()
 
     def sweep(
         self, rng_key: Key, chains: Values, state: Any, model: EnergyModel
@@ -246,3 +246,11 @@ def _tops(replicas: Replicas) -> Values:
 def chains_of(kernel: Any) -> NegativePhase:
     """Return the negative phase of what a learner was given as kernel."""
     return kernel if isinstance(kernel, NegativePhase) else KernelChains(kernel)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def swept(
+    phase: NegativePhase, rng_key: Key, chains: Values, walk: Any, model: EnergyModel
+) -> tuple[Values, Any, dict[str, jax.Array]]:
+    """Return what ``phase.sweep`` does; traced once, however often it is asked about."""
+    return phase.sweep(rng_key, chains, walk, model)

@@ -28,7 +28,7 @@ from pgm_energy.learning.learner import GradientLearner
 from pgm_energy.learning.loop import Rows
 from pgm_energy.learning.metrics import measurements
 from pgm_energy.normalization import exact_sum
-from pgm_energy.pseudo_likelihood import map_unit_logits, minus_log_prob, unit_plans
+from pgm_energy.pseudo_likelihood import map_unit_logits, pseudo_losses, unit_plans
 
 __all__ = [
     "MaximumLikelihood",
@@ -214,12 +214,7 @@ class PseudoLikelihood(_Objective):
     def losses(self, model: EnergyModel, values: Values) -> jax.Array:
         """Return -log pseudo-likelihood of each row, nats."""
         _require_bits(values, model, type(self).__name__)
-        reduced, plans = unit_plans(model)
-        parts = (
-            map_unit_logits(reduced, values, plan, lambda logits: jnp.sum(minus_log_prob(logits)))
-            for plan in plans
-        )
-        return sum(parts, start=jnp.zeros(()))
+        return pseudo_losses(model, values)
 
 
 @dataclasses.dataclass(frozen=True)

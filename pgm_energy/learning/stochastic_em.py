@@ -15,7 +15,7 @@ from pgm_energy._data import encode_rows
 from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import random_configuration
-from pgm_energy.learning.contrastive import contrast, mean_energy
+from pgm_energy.learning.contrast import contrast, mean_energy
 from pgm_energy.learning.latents import as_raw, draw_latents, quiet_schedule
 from pgm_energy.learning.learner import GradientLearner
 from pgm_energy.learning.loop import Rows

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from pgm_energy._struct import Key
 from pgm_energy.energy import EnergyModel
 from pgm_energy.kernels.gibbs import GibbsKernel, random_configuration
 from pgm_energy.kernels.tempering import swap_neighbours
+from pgm_energy.learning.ladder import Trajectory, mean_term, rung_at, with_rung
 from pgm_energy.learning.latents import as_raw, quiet_schedule
 from pgm_energy.learning.loop import Rows
 from pgm_energy.learning.negative import NegativePhase
@@ -35,69 +36,6 @@ _WINDOW = 1000
 _MOST_PAIRED = 512
 #: Steps before learning, and the least swap rate then between independent units and the start.
 _FIRST_STEPS, _LEAST_START = 20, 0.05
-
-
-class Trajectory(NamedTuple):
-    """State of :class:`TrajectoryChains`: the ladder, its chains, and what is known of log Z.
-
-    Attributes
-    ----------
-    base
-        Independent units with known log Z, the foot of the ladder.
-    models
-        The models above it, oldest first, leaves stacked ``(max_models, ...)``; the present one is
-        the last in use.
-    num_models
-        How many are in use.
-    values
-        Raw values by site, ``(max_models + 1, num_chains, ...)``, those of the base first.
-    parity
-        Which neighbours are swapped next.
-    swap_prob
-        Mean probability of a swap of each model with the one below it, ``(max_models,)``.
-    reference, forward, reverse, num_seen
-        Of each model and the one below it: a guess of the log-ratio of their partition functions
-        (nats), the mean of Bennett's two terms of every chain, ``(max_models, num_chains)``, and
-        from how many steps it comes.
-    """
-
-    base: EnergyModel
-    models: EnergyModel
-    num_models: jax.Array
-    values: Values
-    parity: jax.Array
-    swap_prob: jax.Array
-    reference: jax.Array
-    forward: jax.Array
-    reverse: jax.Array
-    num_seen: jax.Array
-
-    @property
-    def model(self) -> EnergyModel:
-        """The present model."""
-        return _at(self.models, self.num_models - 1)
-
-    @property
-    def log_partition(self) -> jax.Array:
-        """Log Z of the present model, nats: that of the base and the log-ratios of neighbours."""
-        ratios = self.reference + jnp.log(_mean(self.forward)) - jnp.log(_mean(self.reverse))
-        known: Any = self.base.known_log_partition
-        return known + jnp.sum(jnp.where(self._in_use, ratios, 0.0))
-
-    @property
-    def std_error(self) -> jax.Array:
-        """Standard error of ``log_partition``, nats, from the differences between chains.
-
-        Chains are independent of each other, however slow each of them is.
-        """
-        own = self.forward / _mean(self.forward)[:, None]
-        own = own - self.reverse / _mean(self.reverse)[:, None]
-        errors = jnp.sum(jnp.where(self._in_use[:, None], own, 0.0), axis=0)
-        return jnp.std(errors) / jnp.sqrt(jnp.maximum(errors.shape[0] - 1, 1))
-
-    @property
-    def _in_use(self) -> jax.Array:
-        return jnp.arange(self.reference.shape[0]) < self.num_models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,30 +121,33 @@ class TrajectoryChains(NegativePhase):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return _at(state.values, state.num_models), state
+        return rung_at(state.values, state.num_models), state
 
     def sweep(
         self, rng_key: Key, chains: Values, state: Trajectory, model: EnergyModel
     ) -> tuple[Values, Trajectory, dict[str, jax.Array]]:
         """Return the chains after a step of every rung, from the foot up, and a round of swaps."""
         top, size = state.num_models - 1, state.reference.shape[0]
-        models, values = _put(state.models, top, model), _put(state.values, top + 1, chains)
+        models, values = (
+            with_rung(state.models, top, model),
+            with_rung(state.values, top + 1, chains),
+        )
         base_key, sweep_key, swap_key = jax.random.split(rng_key, 3)
         kernel = self.kernel or GibbsKernel(quiet_schedule(model))
         exact = GibbsKernel(quiet_schedule(state.base))  # independent units: one sweep forgets all
-        foot, foot_energy = _step(exact, base_key, _at(values, 0), state.base)
-        values = _put(values, 0, foot)
+        foot, foot_energy = _step(exact, base_key, rung_at(values, 0), state.base)
+        values = with_rung(values, 0, foot)
         keys = jax.random.split(sweep_key, size)
         shape = (size, foot_energy.shape[0])
 
         def rung(number: jax.Array, carry: Any) -> Any:
             values, lower, lower_energy, forward, reverse = carry
-            own = _at(models, number)
-            upper, energy = _step(kernel, keys[number], _at(values, number + 1), own)
+            own = rung_at(models, number)
+            upper, energy = _step(kernel, keys[number], rung_at(values, number + 1), own)
             forward = forward.at[number].set(lower_energy - _energies(own, lower))
             below = _energies_below(state.base, models, number, upper)
             reverse = reverse.at[number].set(below - energy)
-            return _put(values, number + 1, upper), upper, energy, forward, reverse
+            return with_rung(values, number + 1, upper), upper, energy, forward, reverse
 
         carry = (values, foot, foot_energy, jnp.zeros(shape), jnp.zeros(shape))
         values, _, energy, forward, reverse = jax.lax.fori_loop(0, state.num_models, rung, carry)
@@ -227,7 +168,7 @@ class TrajectoryChains(NegativePhase):
             num_seen=num_seen,
         )
         worst = jnp.min(jnp.where(in_use[:, 0], swap_prob, 1.0))
-        return _at(values, top + 1), state, {"energy": energy, "swap_rate": worst}
+        return rung_at(values, top + 1), state, {"energy": energy, "swap_rate": worst}
 
     def moved(
         self, chains: Values, state: Trajectory, model: EnergyModel, proposed: EnergyModel
@@ -249,13 +190,13 @@ class TrajectoryChains(NegativePhase):
         # latter; unless that becomes a rung, over that of the rung below it
         ratio = logsumexp(-climb) - jnp.log(climb.shape[0])
         forward, reverse = jnp.exp(-climb - ratio), jnp.ones_like(climb)
-        mean_forward, mean_reverse = _mean(state.forward[top]), _mean(state.reverse[top])
+        mean_forward, mean_reverse = mean_term(state.forward[top]), mean_term(state.reverse[top])
         below = state.reference[top] + jnp.log(mean_forward) - jnp.log(mean_reverse)
         # each term over its mean, so that what every chain adds to the error is added up too
         whole = state.forward[top] / mean_forward + forward - 1.0
         state = state._replace(
-            models=_put(_put(state.models, top, model), place, proposed),
-            values=_put(state.values, place + 1, chains),
+            models=with_rung(with_rung(state.models, top, model), place, proposed),
+            values=with_rung(state.values, place + 1, chains),
             num_models=place + 1,
             reference=state.reference.at[place].set(jnp.where(keep, ratio, below + ratio)),
             forward=state.forward.at[place].set(jnp.where(keep, forward, whole)),
@@ -300,7 +241,7 @@ def _sample(
     state = state._replace(num_seen=jnp.zeros_like(state.num_seen))
 
     def step(state: Trajectory, key: jax.Array) -> tuple[Trajectory, Values]:
-        chains = _at(state.values, state.num_models)
+        chains = rung_at(state.values, state.num_models)
         chains, state, _ = phase.sweep(key, chains, state, model)
         return state, chains
 
@@ -331,18 +272,6 @@ def _start(
     )
 
 
-def _at(tree: Any, number: jax.Array | int) -> Any:
-    return jax.tree.map(lambda x: x[number], tree)
-
-
-def _put(tree: Any, number: jax.Array | int, part: Any) -> Any:
-    return jax.tree.map(lambda x, y: x.at[number].set(y), tree, part)
-
-
-def _mean(terms: jax.Array) -> jax.Array:
-    return jnp.maximum(jnp.mean(terms, axis=-1), jnp.finfo(terms.dtype).tiny)
-
-
 def _step(
     kernel: Any, rng_key: Key, values: Values, model: EnergyModel
 ) -> tuple[Values, jax.Array]:
@@ -365,7 +294,7 @@ def _energies_below(
     return jax.lax.cond(
         number == 0,
         lambda: _energies(base, values),
-        lambda: _energies(_at(models, number - 1), values),
+        lambda: _energies(rung_at(models, number - 1), values),
     )
 
 

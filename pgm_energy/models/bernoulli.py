@@ -104,7 +104,7 @@ class BernoulliMixture(Mixture):
         """K - 1 weights and K D probabilities."""
         return self.num_components - 1 + self.probs.size
 
-    def scores(self, rows: Any, fast: int = 0) -> jax.Array:
+    def scores(self, rows: Any, fast: bool = False) -> jax.Array:
         """Return log w_k + log p_k(v), nats, ``(K, N)``: two products."""
         on, off = jnp.log(self.probs), jnp.log1p(-self.probs)
         units: Any = rows
@@ -115,7 +115,7 @@ class BernoulliMixture(Mixture):
         on, off, weights = (x.astype(kind) for x in (on, off, self.log_weights))
         return weights[:, None] + on @ units.T + off @ (seen - units).T
 
-    def moments(self, rows: Any, share: jax.Array, fast: int = 0) -> Frequencies:
+    def moments(self, rows: Any, share: jax.Array, fast: bool = False) -> Frequencies:
         """Return how often each unit was 0 and 1."""
         if isinstance(rows, PartialRows):
             counts = jnp.stack([share @ (rows.seen - rows.values), share @ rows.values], axis=-1)

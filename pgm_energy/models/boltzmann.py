@@ -47,6 +47,7 @@ def require_symmetric(weights: jax.Array, name: str = "weights") -> None:
         )
 
 
+@jax.jit
 def symmetrize(weights: jax.Array) -> jax.Array:
     """Return the nearest symmetric matrix with a zero diagonal, exactly so to the last bit."""
     even = 0.5 * (weights + weights.T)

@@ -118,13 +118,13 @@ class CategoricalMixture(Mixture):
         """Logarithms of the probabilities, normalised to the last bit, nats."""
         return jnp.log(self.probs) - jnp.log(jnp.sum(self.probs, axis=-1, keepdims=True))
 
-    def scores(self, rows: Any, fast: int = 0) -> jax.Array:
+    def scores(self, rows: Any, fast: bool = False) -> jax.Array:
         """Return log w_k + log p_k(v), nats, ``(K, N)``: one product."""
         units = rows.values if isinstance(rows, PartialRows) else rows
         logs, weights = (x.astype(units.dtype) for x in (self.log_probs, self.log_weights))
         return weights[:, None] + _flat(logs) @ _flat(units).T
 
-    def moments(self, rows: Any, share: jax.Array, fast: int = 0) -> Frequencies:
+    def moments(self, rows: Any, share: jax.Array, fast: bool = False) -> Frequencies:
         """Return how often each unit was in each state."""
         units = rows.values if isinstance(rows, PartialRows) else rows
         counts = (share @ _flat(units)).reshape(share.shape[0], *units.shape[1:])

@@ -332,6 +332,18 @@ def test_every_row_is_seen_once_per_epoch():
         np.testing.assert_allclose(result.model.bias, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("learner", [LEARNER, FROM_DATA], ids=["PCD", "CD"])
+@pytest.mark.parametrize("constant", [[0], [0, 1, 2]], ids=["a column", "every row alike"])
+def test_columns_that_never_vary_are_learned(learner, constant):
+    data = DATA.copy()
+    data[:, constant] = 1
+    start = pgm.RBM.init(jax.random.key(0), num_visible=3, num_hidden=2, data=data)
+    result = run(learner, start, data)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.model))
+    assert all(np.isfinite(values).all() for values in result.metrics.values())
+    assert (np.asarray(result.model.visible_bias)[constant] > 1.0).all()
+
+
 def test_data_of_other_types_and_as_a_dict():
     expected = run(LEARNER, RBM, DATA).model
     for data in (DATA.astype(bool), DATA.astype(float), {"v": DATA}, jnp.asarray(DATA)):

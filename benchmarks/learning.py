@@ -112,7 +112,7 @@ ROWS: tuple[Row, ...] = (
     Features(
         "digits-features",
         num_hidden=100,
-        num_epochs=10,
+        num_epochs=5,
         learning_rate=0.3,
         batch_size=50,
         num_chains=50,

@@ -161,7 +161,7 @@ ROWS: tuple[Row, ...] = (
         num_chains=256,
         takes="averaged",
         takes_validation=True,
-        num_betas=40_000,
+        num_betas=120_000,
         goals=(
             Goal.least("test by AIS", -86.34),
             Goal.least("test", -88.0),

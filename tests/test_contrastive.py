@@ -265,7 +265,7 @@ def test_integer_weights_are_repeated_rows(num_hidden):
 @pytest.mark.parametrize("learner", [LEARNER, FROM_DATA], ids=["PCD", "CD"])
 def test_weights_count_up_to_a_common_factor(learner):
     first = run(learner, RBM, DATA, batch_size=3, row_weights=INTEGER_WEIGHTS)
-    second = run(learner, RBM, DATA, batch_size=3, row_weights=7.0 * INTEGER_WEIGHTS)
+    second = run(learner, RBM, DATA, batch_size=3, row_weights=1e200 * INTEGER_WEIGHTS)
     assert_close(first.model, second.model, rtol=1e-4, atol=1e-5)
     none = run(learner, RBM, DATA, batch_size=3)
     ones = run(learner, RBM, DATA, batch_size=3, row_weights=np.ones(7))

@@ -27,7 +27,7 @@ class Rows(NamedTuple):
     values
         By data site, rows first; floating point where the data are grey.
     weights
-        ``(rows,)``, not negative.
+        ``(rows,)``, not negative, the largest 1.
     known
         Of data sites with missing values, True where a unit is known (``values`` hold a state of
         the support elsewhere); None where nothing is missing.
@@ -118,7 +118,8 @@ def check_rows(
     )
     values, known = _without_gaps(model, values, intensities) if missing else (values, None)
     count = len(next(iter(values.values())))
-    weights = check_weights(row_weights, count).astype(np.float32)
+    weights = check_weights(row_weights, count)
+    weights = (weights / weights.max()).astype(np.float32)  # what counts is their ratio
     return Rows({k: jnp.asarray(v) for k, v in values.items()}, jnp.asarray(weights), known)
 
 
